@@ -73,6 +73,13 @@ class MemoryStore:
         self._values: dict[str, tuple[str, float | None]] = {}
         self._runs: dict[str, _Run] = {}
 
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> MemoryStore:
+        """Return a new, empty store; the URL is ``memory://``."""
+        if url != "memory://":
+            raise ValueError(f"a memory store's URL is 'memory://', got {url!r}")
+        return cls(**options)
+
     def __repr__(self) -> str:
         return "MemoryStore()"
 

@@ -152,9 +152,10 @@ class HeadChange(msgspec.Struct, frozen=True):
 class Append(msgspec.Struct, frozen=True):
     """Lines that the owner adds to a run's log.
 
-    ``owner`` and ``fence`` are those of the claim: both must still be the run's. ``first`` is the sequence number of the first line (the log's very first line has 1).
-    ``epoch`` says that the lines before these don't count any more: ``read`` and ``claim`` never
-    give them again, and the store removes them when it suits it.
+    ``owner`` and ``fence`` are those of the claim: both must still be the run's. ``first`` is the
+    sequence number of the first line (the log's very first line has 1). ``epoch`` says that the
+    lines before these don't count any more: ``read`` and ``claim`` never give them again, and
+    the store removes them when it suits it.
     """
 
     run_id: str
