@@ -5,6 +5,7 @@ DurableError
 ├── RunBusyError                    somebody else holds the run
 ├── RunCancelledError               the run was cancelled for good
 ├── RunEndedError                   a step was asked for after its run had ended
+├── NoActiveRunError                (RuntimeError) used outside of a durable function
 ├── RunNotFoundError                (LookupError)
 ├── RunMismatchError                (ValueError) the id belongs to another function
 ├── LeaseLostError                  another owner has taken the run over
@@ -99,6 +100,20 @@ class RunEndedError(DurableError):
         return (
             f"step {self.step!r} was asked for after run {self.run_id!r} had ended, so it was not "
             "executed; await every task that uses steps before the durable function returns"
+        )
+
+
+class NoActiveRunError(DurableError, RuntimeError):
+    """Something that needs a run was used outside of a durable function."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was used outside of a durable function; call it from a function that "
+            "is decorated with @durable, or from what that calls"
         )
 
 

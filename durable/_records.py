@@ -12,6 +12,9 @@ import msgspec
 
 Status: TypeAlias = Literal["pending", "running", "paused", "failed", "finished", "cancelled"]
 
+#: No stored value. (msgspec doesn't decode ``Raw | None``.)
+NOTHING = msgspec.Raw()
+
 #: Statuses of runs that never go on.
 ENDED: frozenset[str] = frozenset({"finished", "cancelled"})
 
@@ -22,8 +25,8 @@ class StoredError(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     type: str
     message: str
     traceback: str = ""
-    arguments: msgspec.Raw | None = None
-    state: msgspec.Raw | None = None
+    arguments: msgspec.Raw = NOTHING
+    state: msgspec.Raw = NOTHING
 
     @property
     def type_name(self) -> str:
@@ -49,24 +52,28 @@ class Begin(
         "keep": "k",
         "codec": "c",
         "reason": "y",
+        "incarnation": "i",
     },
 ):
     """A run begins, or begins anew: nothing recorded before counts any more.
 
-    ``arguments`` is None when they couldn't be stored; ``refusal`` then says why.
+    ``arguments`` is empty when they couldn't be stored; ``refusal`` then says why.
+    ``incarnation`` stays the same when the run is migrated, and is new when it starts over: the
+    outside world's idempotency keys are made from it.
     """
 
     name: str
     at: float
     format: int = 1
     version: int = 1
-    arguments: msgspec.Raw | None = None
+    arguments: msgspec.Raw = NOTHING
     refusal: str = ""
     fingerprint: str = ""
     ttl: float | None = None
     keep: float | None = None
     codec: str = ""
     reason: str = ""
+    incarnation: str = ""
 
 
 class Pass(
@@ -129,7 +136,7 @@ class StepRecord(
     key: str
     function: str = ""
     fingerprint: str = ""
-    stored: msgspec.Raw | None = None
+    stored: msgspec.Raw = NOTHING
     error: StoredError | None = None
     completed_at: float = 0.0
     duration: float = 0.0
@@ -143,7 +150,7 @@ class StepRecord(
     @property
     def value(self) -> Any:
         """The stored value as plain JSON types; None for a failure."""
-        return None if self.stored is None else msgspec.json.decode(self.stored)
+        return msgspec.json.decode(self.stored) if self.stored else None
 
 
 class AttemptRecord(
@@ -219,7 +226,7 @@ class Ended(
 
     status: Status
     at: float
-    stored: msgspec.Raw | None = None
+    stored: msgspec.Raw = NOTHING
     error: StoredError | None = None
     reason: str = ""
 

@@ -8,13 +8,20 @@ processes can share the store. Read this file before writing a store, then let
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from durable._errors import DurableError
+from durable._errors import DurableError, MissingDriverError, UnknownSchemeError
 from durable._records import Status
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+#: Where runs are kept when nothing else is said.
+EMBEDDED_URL = "sqlite:///.durable/runs.db"
 
 __all__ = [
     "Append",
@@ -30,6 +37,8 @@ __all__ = [
     "Refusal",
     "RunLog",
     "SwappingStore",
+    "open_store",
+    "store_from_env",
 ]
 
 
@@ -328,3 +337,73 @@ class Journal(Protocol):
     async def purge(self, limit: int = 100) -> int:
         """Remove up to ``limit`` expired runs and keys; return how many were removed."""
         ...
+
+
+def open_store(url: str, **options: Any) -> KeyValueStore:
+    """Return the store that serves ``url``; it connects at its first use.
+
+    ``options`` go to the store's class. Schemes are entry points of the group
+    ``durable.stores``: callables that take the URL and the options. Raises
+    ``UnknownSchemeError`` if no installed package serves the scheme, ``MissingDriverError`` if
+    the store's driver isn't installed, ``ValueError`` or ``TypeError`` for a URL or options that
+    the store doesn't take.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a store's URL must be a str, got {type(url).__name__}")
+    from importlib.metadata import entry_points
+
+    scheme, separator, _ = url.partition("://")
+    schemes = {entry.name: entry for entry in entry_points(group="durable.stores")}
+    if not separator or scheme not in schemes:
+        raise UnknownSchemeError(scheme if separator else "", sorted(schemes))
+    store: KeyValueStore = _load(schemes[scheme])(url, **options)
+    return store
+
+
+def _load(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except ModuleNotFoundError as error:
+        if isinstance(error, DurableError) or not error.name:
+            raise
+        package = error.name.partition(".")[0]
+        distribution = entry.dist.name if entry.dist else package
+        wanted = f"{distribution}[{entry.extras[0]}]" if entry.extras else package
+        raise MissingDriverError(
+            f"the store for {entry.name}:// URLs", package, f"pip install '{wanted}'"
+        ) from error
+
+
+def store_url_from_env(environ: Mapping[str, str] | None = None) -> str:
+    """Return the URL that the environment names, else that of the embedded store."""
+    environ = os.environ if environ is None else environ
+    for name in ("DURABLE_STORE_URL", "DURABLE_REDIS_URL", "REDIS_URL"):
+        if url := environ.get(name):
+            return url
+    return EMBEDDED_URL
+
+
+def store_from_env(environ: Mapping[str, str] | None = None) -> KeyValueStore:
+    """Return the store that the environment names.
+
+    ``DURABLE_STORE_URL`` counts first, then ``DURABLE_REDIS_URL``, then ``REDIS_URL``; without
+    any of them it is SQLite in ``.durable/runs.db``. Raises what ``open_store`` raises.
+    """
+    return open_store(store_url_from_env(environ))
+
+
+def ttl_from_env(environ: Mapping[str, str] | None = None) -> float | None:
+    """Return the default ttl in seconds that ``DURABLE_TTL_MS`` sets, or None.
+
+    Raises ``ValueError`` if it isn't a positive number of milliseconds.
+    """
+    text = (os.environ if environ is None else environ).get("DURABLE_TTL_MS")
+    if not text:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0.0
+    if not 0 < milliseconds < float("inf"):
+        raise ValueError(f"DURABLE_TTL_MS must be a positive number of milliseconds, got {text!r}")
+    return milliseconds / 1000

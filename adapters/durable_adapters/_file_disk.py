@@ -1,0 +1,206 @@
+"""Folders, locks, durable writes and the clock of a file store."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from durable._errors import DurableError, StoreError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+#: Every status a run can have: each has a folder of markers.
+STATUSES = ("pending", "running", "paused", "failed", "finished", "cancelled")
+#: Seconds to wait for a fence to be in the past before its run is forgotten.
+_FENCE_WAIT = 0.1
+
+
+def check_locks(folder: str) -> None:
+    """Raise ``StoreError`` on a system without POSIX file locks."""
+    if fcntl is None:
+        raise StoreError("open", folder, "a file store needs POSIX file locks (fcntl)")
+
+
+@contextmanager
+def gate(operation: str, key: str) -> Iterator[None]:
+    """Let the system's errors leave as ``StoreError``: the only place that maps them."""
+    try:
+        yield
+    except DurableError:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StoreError(operation, key, f"{error.strerror or error}{where}") from error
+
+
+def sync(fd: int) -> None:
+    """Return when the file's data and size are on the disk."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync stops at the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_folder(path: str) -> None:
+    """Return when the folder's entries are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset``; what an error leaves behind is the caller's to undo."""
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, data[written:], offset + written)
+
+
+def lock(fd: int, timeout: float) -> None:
+    """Lock the file against every other opening of it, in this process too.
+
+    Raises ``TimeoutError`` (an ``OSError``) when it can't be had for ``timeout`` seconds.
+    """
+    pause, until = 0.0005, 0.0
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now = time.monotonic()
+            until = until or now + timeout
+            if now >= until:
+                text = f"another process has held the file's lock for {timeout:g} seconds"
+                raise TimeoutError(text) from None
+        time.sleep(min(pause, max(0.0, until - now)))
+        pause = min(pause * 2, 0.02)
+
+
+def unlock(fd: int) -> None:
+    """Give the lock back."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+class Disk:
+    """A store's folder: where everything lies, and the time there."""
+
+    def __init__(self, folder: str, prefix: str, lock_timeout: float) -> None:
+        self.root = f"{folder}/{prefix}"
+        self.runs = f"{self.root}/runs"
+        self.values = f"{self.root}/values"
+        self.index = f"{self.root}/index"
+        self.locks = f"{self.root}/locks"
+        self.temporary = f"{self.root}/tmp"
+        self.lock_timeout = lock_timeout
+        self._folder = folder
+        self._clock = -1
+        self._guard = threading.Lock()
+
+    def run_path(self, name: str) -> str:
+        """Return the path of the run called ``name``."""
+        return f"{self.runs}/{name}.log"
+
+    def value_path(self, name: str) -> str:
+        """Return the path of the value called ``name``."""
+        return f"{self.values}/{name}.json"
+
+    def now(self) -> float:
+        """Return the time of the folder's file system, in seconds since the epoch.
+
+        It is the kernel's, the same for every process, whatever a test has put in the place of
+        Python's clock.
+        """
+        if self._clock < 0:
+            with self._guard:
+                if self._clock < 0:
+                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                    self._clock = os.open(f"{self.root}/.clock", flags, 0o600)
+        os.utime(self._clock)
+        return os.fstat(self._clock).st_mtime
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._clock >= 0:
+            os.close(self._clock)
+            self._clock = -1
+
+    def prepare(self) -> None:
+        """Create the folders that are missing."""
+        if Path(self.temporary).is_dir():
+            return
+        missing = [path for path in Path(self.temporary).parents if not path.exists()]
+        Path(self._folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders = [self.root, self.runs, self.values, self.index, self.locks]
+        folders += [f"{self.index}/{status}" for status in STATUSES]
+        # The last one says that all are there.
+        for path in (*folders, self.temporary):
+            Path(path).mkdir(mode=0o700, exist_ok=True)
+        for path in (self.index, self.root, *(str(made.parent) for made in missing)):
+            sync_folder(path)
+
+    @contextmanager
+    def new_file(self, data: bytes) -> Iterator[tuple[int, str]]:
+        """Give a new durable file with ``data``: locked, open, and its path.
+
+        Its name is temporary: a file that wasn't renamed meanwhile is removed. Closing it is
+        up to the caller, unless an error comes through here.
+        """
+        self.prepare()
+        path = f"{self.temporary}/{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            lock(fd, self.lock_timeout)
+            write_at(fd, data, 0)
+            os.fsync(fd)
+            yield fd, path
+        except BaseException:
+            os.close(fd)
+            raise
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+
+    def mark(self, status: str, name: str) -> None:
+        """Leave a durable marker: the run called ``name`` may have this status."""
+        folder = f"{self.index}/{status}"
+        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        sync_folder(folder)
+
+    def unmark(self, name: str, *, keep: str = "") -> None:
+        """Remove the markers of the run called ``name``, that of the status ``keep`` apart.
+
+        One that stays after all does no harm: whoever lists runs looks at the run itself.
+        """
+        for status in STATUSES:
+            if status != keep:
+                with suppress(OSError):
+                    os.unlink(f"{self.index}/{status}/{name}")
+
+    def outlast(self, fence: int) -> None:
+        """Return when a run recorded anew under the same id will get a higher fence.
+
+        Fences start from the time in milliseconds, so this hardly ever waits.
+        """
+        until = time.monotonic() + _FENCE_WAIT
+        while self.now() * 1000 < fence + 1 and time.monotonic() < until:
+            time.sleep(0.001)
+
+    @contextmanager
+    def value_lock(self, name: str) -> Iterator[None]:
+        """Keep every other writer away from the value called ``name``."""
+        self.prepare()
+        shard = f"{self.locks}/{sum(name.encode()) % 64:02d}"
+        fd = os.open(shard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock(fd, self.lock_timeout)
+            yield
+        finally:
+            os.close(fd)

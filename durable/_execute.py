@@ -1,0 +1,178 @@
+"""Executing a pass, or a child run within it, to its end: whatever end that is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from durable._begin import Arguments, Opened
+from durable._definition import Definition
+from durable._errors import DurableError, LeaseLostError
+from durable._events import RunCompleted, RunFailed, RunInterrupted, StepsUnasked
+from durable._records import Ended
+from durable._run import Call, Frame, Run, current_frame, warn
+from durable._stored_errors import describe_error
+from durable.store import HeadChange
+
+T = TypeVar("T")
+
+_CHILD_IGNORES = frozenset({"store", "lease", "ttl", "keep"})
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` returns, however often the caller is cancelled meanwhile.
+
+    The cancellation is raised when the work is done.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    return task.result()
+
+
+async def execute_run(definition: Definition, opened: Opened) -> Any:
+    """Execute a pass and record its end; return the result as its stored form gives it."""
+    run = opened.run
+    if run is None:
+        raise DurableError("there is no pass to execute")
+    try:
+        value = await _call(definition, run.root, opened.arguments)
+        data, value = definition.result.store(value, f"the result of run {run.id!r}")
+        await _report_unasked(run)
+    except asyncio.CancelledError:
+        await uninterrupted(_interrupted(run))
+        raise
+    except Exception as error:
+        await uninterrupted(_failed(run, error))
+        raise
+    except BaseException:
+        await uninterrupted(_interrupted(run))
+        raise
+    await uninterrupted(_finished(run, data))
+    return value
+
+
+class ParkedError(DurableError):
+    """The run was taken from dead processes too often, and is marked as failed."""
+
+    def __init__(self, run_id: str, recoveries: int) -> None:
+        super().__init__(run_id, recoveries)
+        self.run_id = run_id
+        self.recoveries = recoveries
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was taken over from a dead process {self.recoveries} times and "
+            "is parked as failed; resume it by hand when its cause is mended"
+        )
+
+
+async def park(run: Run, recoveries: int) -> None:
+    """Mark the run as failed instead of executing it, and raise ``ParkedError``."""
+    error = ParkedError(run.id, recoveries)
+    await uninterrupted(_failed(run, error))
+    raise error
+
+
+async def execute_child(definition: Definition, arguments: Arguments) -> Any:
+    """Execute a durable function as the step that the current frame is in."""
+    frame = current_frame.get()
+    if frame is None or frame.step is None:
+        raise DurableError("a child run needs a step to be in")
+    parent, run = frame.call, frame.call.run
+    if ignored := sorted(_CHILD_IGNORES & definition.options.given):
+        warn(
+            f"{definition.name} runs as a child of run {run.id!r}, whose store and lease it "
+            f"shares; its own {', '.join(ignored)} are ignored"
+        )
+    call = Call(run, parent.scope.at((frame.step,)), definition.options)
+    parent.children.append(call)
+    try:
+        return await _call(definition, call, arguments, outer=frame)
+    finally:
+        parent.children.remove(call)
+
+
+async def _call(
+    definition: Definition, call: Call, arguments: Arguments, outer: Frame | None = None
+) -> Any:
+    """Call the function within ``call``; no step of it is in flight any more at the end."""
+    args, kwargs = arguments
+    token = current_frame.set(Frame(call, None, outer))
+    try:
+        value = await definition.bound(*args, **kwargs)
+    except asyncio.CancelledError:
+        await uninterrupted(call.settle(cancel=True))
+        raise
+    except BaseException:
+        await uninterrupted(call.settle(cancel=False))
+        raise
+    finally:
+        current_frame.reset(token)
+    await uninterrupted(call.settle(cancel=True))
+    return value
+
+
+async def _report_unasked(run: Run) -> None:
+    if unasked := run.root.unasked():
+        shown = ", ".join(map(repr, unasked[:10])) + (", …" if len(unasked) > 10 else "")
+        await run.publish(StepsUnasked(run_id=run.id, steps=tuple(unasked)))
+        warn(
+            f"run {run.id!r} finished without asking for the recorded steps {shown}: were they "
+            "renamed or removed?"
+        )
+
+
+async def _finished(run: Run, data: bytes) -> None:
+    record = Ended(status="finished", at=round(run.time(), 6), stored=run.pack(data))
+    change = HeadChange(status="finished", release=True, expires_in=run.options.keep)
+    await _end(run, record, change)
+    await run.publish_saved()
+    await run.publish(RunCompleted(run_id=run.id, name=run.options.name))
+
+
+async def _failed(run: Run, error: Exception) -> None:
+    if run.writer.failed is None:
+        stored = describe_error(error)
+        record = Ended(status="failed", at=round(run.time(), 6), error=stored)
+        change = HeadChange(
+            status="failed",
+            error=f"{stored.type_name}: {stored.message}"[:500],
+            release=True,
+            expires_in=run.begin.ttl,
+        )
+        try:
+            await _end(run, record, change)
+        except DurableError as failure:
+            raise failure from error
+    else:
+        if isinstance(run.writer.failed, LeaseLostError):
+            await run.lose(run.writer.failed)
+        await run.release("running", run.begin.ttl)
+    await run.publish(RunFailed(run_id=run.id, name=run.options.name, error=error))
+
+
+async def _end(run: Run, record: Ended, change: HeadChange) -> None:
+    try:
+        await run.end((record,), change)
+    except LeaseLostError as lost:
+        await run.lose(lost)
+        raise
+
+
+async def _interrupted(run: Run) -> None:
+    await run.release("pending", run.begin.ttl)
+    await run.publish(RunInterrupted(run_id=run.id, name=run.options.name))

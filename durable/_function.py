@@ -1,0 +1,260 @@
+"""``durable``: an async function that goes on where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+import msgspec
+
+from durable._attempt import StepSettings, Work
+from durable._begin import Arguments, Mode, Opened, open_run, submit_run
+from durable._codec import TypeCodec
+from durable._definition import Definition
+from durable._events import RunCompleted, publish
+from durable._execute import execute_child, execute_run, park
+from durable._fingerprint import function_name
+from durable._options import Options, check_id
+from durable._perform import perform
+from durable._plan import Nestable
+from durable._run import current_frame, unpack
+from durable._session import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+Q = ParamSpec("Q")
+
+
+class DurableFunction(Nestable, Generic[P, R]):
+    """An async function whose completed steps survive a crash."""
+
+    def __init__(self, definition: Definition) -> None:
+        functools.update_wrapper(self, definition.fn)
+        self._definition = definition
+
+    def __repr__(self) -> str:
+        return f"<durable function {self.name}>"
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> DurableFunction[P, R]: ...
+
+    @overload
+    def __get__(
+        self: DurableFunction[Concatenate[S, Q], R], instance: S, owner: type | None = None
+    ) -> DurableFunction[Q, R]: ...
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        definition = self._definition
+        return DurableFunction[Any, R](Definition(definition.fn, definition.options, instance))
+
+    @property
+    def name(self) -> str:
+        """The name that its runs are recorded under."""
+        return self._definition.name
+
+    @property
+    def definition(self) -> Definition:
+        """What it is made of: for the library's own use."""
+        return self._definition
+
+    @property
+    def result_codec(self) -> TypeCodec:
+        """How its result is stored."""
+        return self._definition.result
+
+    def options(self, **overrides: Any) -> DurableFunction[P, R]:
+        """Return the same function with other options.
+
+        Raises ``TypeError`` or ``ValueError`` for what isn't an option or its value.
+        """
+        definition = self._definition
+        options = definition.options.replace(overrides)
+        return DurableFunction(Definition(definition.fn, options, definition.instance))
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run under an id made of the name and the arguments' fingerprint.
+
+        An unfinished run of equal arguments is gone on with, so a script that crashed is simply
+        run again; when the last one has ended, a new one begins. Simultaneous calls with equal
+        arguments in one process join one run. Inside another durable function it is a child
+        run, a step of that function.
+
+        Raises ``TypeError`` if the arguments have no fingerprint; otherwise as ``run``.
+        """
+        run_id = f"{self.name}:{self._definition.fingerprint(args, kwargs)}"
+        frame = current_frame.get()
+        if frame is not None:
+            plan = frame.call.run.plans.get(self)
+            fingerprint = run_id.rpartition(":")[2]
+            work = Work(StepSettings(), run_id, plan, self, args, kwargs, fingerprint)
+            result: R = await perform(frame, work)
+            return result
+        return await self._joined(run_id, (args, kwargs))
+
+    async def run(self, run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run, or go on with the run, under ``run_id``.
+
+        A finished run returns its stored result without running anything. Other arguments than
+        the recorded ones are used, with a warning.
+
+        Raises ``RunBusyError`` if somebody else is executing it, ``RunCancelledError``,
+        ``RunMismatchError`` if the id belongs to another function, ``VersionMismatchError``,
+        ``StateFormatError`` if what is stored can't be trusted, ``LeaseLostError`` if it was
+        taken over meanwhile, ``StoreError``, and whatever the function raises.
+        """
+        result: R = await self._run(run_id, "run", (args, kwargs))
+        return result
+
+    async def resume(self, run_id: str, /) -> R:
+        """Go on with the run ``run_id``, with the arguments stored when it began.
+
+        Raises ``RunNotFoundError`` if there is none, ``NotSerializableError`` if its arguments
+        couldn't be stored; otherwise as ``run``.
+        """
+        result: R = await self._run(run_id, "resume", None)
+        return result
+
+    async def submit(self, run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Record the run durably without executing it; ``recover`` or a worker picks it up.
+
+        Does nothing if the run is recorded already. Raises ``NotSerializableError`` if the
+        arguments can't be stored, ``RunMismatchError`` if the id belongs to another function.
+        """
+        await submit_run(self._definition, check_id(run_id, "a run id"), (args, kwargs))
+
+    async def call_nested(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call it as the step that the current frame is in."""
+        return await execute_child(self._definition, (args, kwargs))
+
+    async def recover_run(self, run_id: str, session: Session) -> Any:
+        """Go on with an abandoned run, for ``recover``."""
+        return await self._run(run_id, "recover", None, session)
+
+    async def _run(
+        self,
+        run_id: str,
+        mode: Mode,
+        arguments: Arguments | None,
+        session: Session | None = None,
+    ) -> Any:
+        check_id(run_id, "a run id")
+        definition = self._definition
+        # What runs inside is a run of its own, whatever it was called from.
+        token = current_frame.set(None)
+        try:
+            opened = await open_run(definition, run_id, mode, arguments, session)
+            if opened.run is not None:
+                if mode == "recover" and opened.recoveries > definition.options.max_recoveries:
+                    await park(opened.run, opened.recoveries - 1)
+                return await execute_run(definition, opened)
+            return await self._stored(run_id, opened)
+        finally:
+            current_frame.reset(token)
+
+    async def _stored(self, run_id: str, opened: Opened) -> Any:
+        stored = opened.ended.stored if opened.ended else None
+        where = f"the result of run {run_id!r}"
+        event = RunCompleted(run_id=run_id, name=self.name, stored=True)
+        await publish(event, self._definition.options.on_event)
+        codec = self._definition.options.codec
+        data = stored if stored else msgspec.Raw(b"null")
+        return self.result_codec.load(
+            data if codec is None else unpack(data, codec.decode, where), where
+        )
+
+    async def _joined(self, run_id: str, arguments: Arguments) -> Any:
+        """Run it, or join the call that is running it in this loop."""
+        calls = self._definition.session().here().calls
+        while (leader := calls.get(run_id)) is not None:
+            outcome = await asyncio.shield(leader)
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, bytes):
+                return self.result_codec.load(outcome, f"the result of run {run_id!r}")
+        leader = calls[run_id] = asyncio.get_running_loop().create_future()
+        outcome = None
+        try:
+            value = await self._run(run_id, "plain", arguments)
+            outcome, value = self.result_codec.store(value, f"the result of run {run_id!r}")
+            return value
+        except Exception as error:
+            outcome = error
+            raise
+        finally:
+            del calls[run_id]
+            leader.set_result(outcome)
+
+
+def _decorate(fn: Callable[..., Any], options: dict[str, Any]) -> DurableFunction[Any, Any]:
+    if isinstance(fn, DurableFunction):
+        raise TypeError(f"{fn!r} is durable already; change its options with .options(…)")
+    if isinstance(fn, staticmethod | classmethod):
+        raise TypeError(
+            f"durable goes below @{type(fn).__name__}, next to the function it decorates"
+        )
+    if not inspect.iscoroutinefunction(fn):
+        kind = "an async generator" if inspect.isasyncgenfunction(fn) else "not an async function"
+        name = getattr(fn, "__qualname__", type(fn).__name__)
+        raise TypeError(
+            f"durable decorates async functions (async def), and {name} is {kind}; put blocking "
+            "work into steps, which may be sync"
+        )
+    return DurableFunction(Definition(fn, Options(name=function_name(fn)).replace(options)))
+
+
+@overload
+def durable(fn: Callable[P, Coroutine[Any, Any, R]], /) -> DurableFunction[P, R]: ...
+
+
+@overload
+def durable(
+    **options: Any,
+) -> Callable[[Callable[Q, Coroutine[Any, Any, S]]], DurableFunction[Q, S]]: ...
+
+
+def durable(fn: Any = None, /, **options: Any) -> Any:
+    """Make an async function durable.
+
+    Options, all of them also of ``.options``:
+
+    - ``name``: what its runs are recorded under; default: the qualified name without module.
+    - ``store``: a store, or its URL; default: what ``store_from_env`` gives.
+    - ``version``: raise it when the code changes in a way that recorded runs can't follow.
+      ``on_version_mismatch``: ``"raise"``, ``"restart"``, or a function that gets the
+      ``ResumeState`` and returns a migrated one.
+    - ``ttl``: seconds or timedelta after which an abandoned run expires; default: never.
+      ``keep``: how long an ended run is kept; default 7 days, None for good, 0 not at all.
+    - ``lease``: seconds after which a dead process's run may be taken over; default 30.
+    - ``durability``: ``"sync"`` (a step returns when it is durable), ``"async"`` (while the next
+      one runs), ``"exit"`` (at the end).
+    - ``drift``: ``"raise"`` or ``"warn"`` when a step asks for other arguments than recorded.
+    - ``max_recoveries``: how often ``recover`` takes the run from dead processes; default 100.
+    - ``codec``: encodes what is stored of values. ``on_event``: is told everything that happens.
+    - ``resume_state``: a ``ResumeState``, or a function that gives one, for runs without records.
+
+    Raises ``TypeError`` for anything but an async function, and for unknown options.
+
+    ```python
+    @durable
+    async def checkout(order_id: str) -> Receipt:
+        user = await step("user", fetch_user, order_id)
+        ...
+    ```
+    """
+    if fn is not None:
+        if options:
+            raise TypeError("durable takes a function, or options by name, not both")
+        return _decorate(fn, {})
+    Options(name="unnamed").replace(options)  # misuse speaks at once
+
+    def decorate(fn: Callable[..., Any]) -> DurableFunction[Any, Any]:
+        return _decorate(fn, options)
+
+    return decorate
+

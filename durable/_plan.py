@@ -1,0 +1,100 @@
+"""What has to be known of a step's function, found out once per function."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+from durable._codec import TypeCodec, return_codec
+from durable._fingerprint import function_name
+
+
+class Nestable:
+    """A function that, called as a step, is a run within the run."""
+
+    @property
+    def name(self) -> str:
+        """The name its runs are recorded under."""
+        raise TypeError(f"{type(self).__name__} has no name")
+
+    @property
+    def result_codec(self) -> TypeCodec:
+        """How its result is stored."""
+        raise TypeError(f"{type(self).__name__} has no result")
+
+    async def call_nested(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call it as the step that the current frame is in."""
+        raise TypeError(f"{type(self).__name__} can't be nested")
+
+
+class FunctionPlan:
+    """How to call one function as a step, and how to store what it returns."""
+
+    __slots__ = ("codec", "is_async", "is_nested", "name")
+
+    def __init__(
+        self, name: str, codec: TypeCodec, is_async: bool, is_nested: bool = False
+    ) -> None:
+        self.name = name
+        self.codec = codec
+        self.is_async = is_async
+        self.is_nested = is_nested
+
+
+class Plans:
+    """The plans of the functions that one event loop uses as steps.
+
+    Functions are held weakly, so a lambda made in a loop leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._plans: weakref.WeakKeyDictionary[Any, FunctionPlan] = weakref.WeakKeyDictionary()
+        self._plain = TypeCodec()
+
+    def get(self, fn: Callable[..., Any]) -> FunctionPlan:
+        """Return the plan of ``fn``."""
+        # A bound method is a new object each time; its function stays.
+        owner = fn.__func__ if type(fn) is MethodType else fn
+        try:
+            plan = self._plans.get(owner)
+            if plan is None:
+                plan = self._plans[owner] = self._make(fn)
+        except TypeError:  # no weak reference, or no hash
+            return make_plan(fn)
+        return plan
+
+    def _make(self, fn: Callable[..., Any]) -> FunctionPlan:
+        if type(fn) is FunctionType and not fn.__annotations__ and not hasattr(fn, "__wrapped__"):
+            is_async = bool(fn.__code__.co_flags & inspect.CO_COROUTINE)
+            return FunctionPlan(function_name(fn), self._plain, is_async)
+        return make_plan(fn)
+
+
+def make_plan(fn: Callable[..., Any]) -> FunctionPlan:
+    """Return the plan of ``fn``, worked out anew."""
+    if isinstance(fn, Nestable):
+        return FunctionPlan(fn.name, fn.result_codec, is_async=True, is_nested=True)
+    return FunctionPlan(function_name(fn), return_codec(fn), is_async(fn))
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Return whether calling ``fn`` gives an awaitable without doing the work."""
+    if isinstance(fn, functools.partial):
+        return is_async(fn.func)
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(type(fn), "__call__", None)
+    )
+
+
+def parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the parameters that can be given by position; none if unknown."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(each.name for each in parameters if each.kind in positional)

@@ -1,0 +1,60 @@
+"""When a failed attempt is tried again, and after how long: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+
+#: What to retry on: an exception type, several, or a predicate.
+RetryOn: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]
+)
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Try a step again when it fails.
+
+    ``attempts``: how often it is tried at most, the first time included. ``wait``: seconds
+    before the second attempt; each later wait is twice the one before, up to ``max_wait``
+    seconds. ``jitter``: each wait is made longer by a random share of itself, up to this
+    fraction. ``on``: the exception type, the tuple of types or the predicate that says which
+    failures are tried again.
+
+    ```python
+    await step.options(retry=Retry(attempts=5, on=ConnectionError))("fetch", fetch, url)
+    ```
+    """
+
+    attempts: int = 3
+    wait: float = 0.1
+    max_wait: float = 30.0
+    jitter: float = 0.1
+    on: RetryOn = Exception
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise TypeError(f"attempts must be an int, got {type(self.attempts).__name__}")
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        for name in ("wait", "max_wait", "jitter"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+
+    def delay(self, attempt: int, random: float) -> float:
+        """Return the seconds to wait after ``attempt`` (from 1); ``random`` is in [0, 1)."""
+        # 2**64 * wait is beyond any max_wait, and keeps the power from overflowing a float.
+        base = min(self.wait * 2.0 ** min(attempt - 1, 64), self.max_wait)
+        return float(base * (1 + self.jitter * random))
+
+    def wants(self, error: Exception) -> bool:
+        """Return whether ``error`` is one that is tried again."""
+        if isinstance(self.on, type | tuple):
+            return isinstance(error, self.on)
+        return bool(self.on(error))
+
+
+#: A step without ``retry`` is tried once.
+ONCE = Retry(attempts=1)
