@@ -100,8 +100,8 @@ async def attempt_until_done(work: Work, flight: Flight, within: str) -> Outcome
 
     Each failed attempt is on record before the next one is waited for.
     """
-    run, clock_ = flight.call.run, clock()
-    attempt = await _rest_of_wait(work, flight)
+    run, monotonic = flight.call.run, clock().monotonic
+    attempt = await _rest_of_wait(work, flight) if flight.call.scope.attempts else 0
     while True:
         attempt += 1
         if run.observed:
@@ -110,10 +110,13 @@ async def attempt_until_done(work: Work, flight: Flight, within: str) -> Outcome
                     run_id=run.id, step=work.key, path=flight.call.scope.path, attempt=attempt
                 )
             )
-        started = clock_.monotonic()
+        started = monotonic()
         thread: list[asyncio.Future[Any]] = []
         try:
-            value = await _invoke(work, thread)
+            if work.plan.is_async and not work.plan.is_nested and work.settings.timeout is None:
+                value = await work.fn(*work.args, **work.kwargs)
+            else:
+                value = await _invoke(work, thread)
             data, value = work.codec.store(value, f"step {work.key!r}")
         except Exception as error:
             outcome = await _failed(work, flight, within, attempt, error, started)
@@ -144,8 +147,8 @@ def _record(
         work.fingerprint,
         stored,
         error,
-        round(now, 6),
-        round(clock().monotonic() - started, 6),
+        now,
+        int((clock().monotonic() - started) * 1e6) / 1e6,
         attempt,
         None if settings.ttl is None else now + settings.ttl,
         flight.call.options.version,
@@ -194,11 +197,17 @@ async def _failed(
     )
     delay = settings.retry.delay(attempt, clock().random()) if again else 0.0
     await _record_attempt(work, flight, attempt, error, run.time() + delay if again else None)
-    place = {"run_id": run.id, "step": work.key, "path": flight.call.scope.path}
+    path = flight.call.scope.path
     if not again:
-        await run.publish(StepFailed(**place, error=error, attempts=attempt))
+        await run.publish(
+            StepFailed(run_id=run.id, step=work.key, path=path, error=error, attempts=attempt)
+        )
         raise error
-    await run.publish(StepRetried(**place, error=error, attempt=attempt, delay=delay))
+    await run.publish(
+        StepRetried(
+            run_id=run.id, step=work.key, path=path, error=error, attempt=attempt, delay=delay
+        )
+    )
     await _rest(flight, delay)
     return None
 

@@ -65,7 +65,7 @@ async def open_run(
     """
     session = session or definition.session()
     claim = await _claim_of(definition, run_id, mode, arguments, session.journal)
-    claimed = await persistently(lambda: session.journal.claim(claim))
+    claimed = await persistently(session.journal.claim, claim)
     if claimed is None:
         raise RunNotFoundError(run_id)
     if not claimed.granted:
@@ -104,7 +104,7 @@ async def submit_run(definition: Definition, run_id: str, arguments: Arguments) 
         ttl=definition.ttl,
         unheld=True,
     )
-    claimed = await persistently(lambda: journal.claim(claim))
+    claimed = await persistently(journal.claim, claim)
     if claimed is not None and claimed.log.head.name != definition.name:
         raise RunMismatchError(run_id, claimed.log.head.name, definition.name)
 
@@ -118,7 +118,7 @@ async def read_records(journal: Journal, log: RunLog) -> RunRecords:
     first, read = log.first, len(log.lines)
     while log.more:
         after = first + read - 1
-        page = await persistently(lambda after=after: journal.read(run_id, after=after))
+        page = await persistently(journal.read, run_id, after=after)
         if page is None or page.first != after + 1 or not page.lines:
             raise StateFormatError(f"run {run_id!r}", f"its log ends before record {read + 1}")
         fold_lines(run_id, page.lines, records)
@@ -138,7 +138,7 @@ async def _claim_of(
     if arguments is not None:
         first: list[Record] = [definition.begin(run_id, *arguments)]
         source = definition.options.resume_state
-        if source is not None and await persistently(lambda: journal.read(run_id)) is None:
+        if source is not None and await persistently(journal.read, run_id) is None:
             first += state_records(await _seed(source))
         begin = format_lines(run_id, first)
     return Claim(
@@ -227,9 +227,7 @@ async def _give_back(journal: Journal, claim: Claim, claimed: Claimed) -> None:
     """Release a run whose log can't be read, without writing to the log."""
     head = claimed.log.head
     change = HeadChange(status=claimed.before or "pending", release=True)
-    release = Append(
-        claim.run_id, claim.owner, head.fence, head.sequence + 1, (), change
-    )
+    release = Append(claim.run_id, claim.owner, head.fence, head.sequence + 1, (), change)
     try:
         await journal.append((release,))
     except DurableError:
@@ -250,9 +248,7 @@ async def _prepare(
         await _compare_arguments(definition, run, begin, arguments)
     head = claimed.log.head
     if claimed.took_over:
-        await run.publish(
-            RunTakenOver(run_id=run.id, fence=run.fence, recoveries=head.recoveries)
-        )
+        await run.publish(RunTakenOver(run_id=run.id, fence=run.fence, recoveries=head.recoveries))
     if run.options.on_event is not None or run.observed:
         state = state_of(run.records.root, definition.name, run.options.version)
         await run.publish(

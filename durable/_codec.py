@@ -11,16 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import (
-    Any,
-    Final,
-    NoReturn,
-    NotRequired,
-    Required,
-    Unpack,
-    get_args,
-    get_origin,
-)
+from typing import Any, Final, NoReturn, get_origin
 
 import msgspec
 
@@ -37,7 +28,7 @@ from durable._flaws import (
     name_of,
     segment,
 )
-from durable._hints import UNKNOWN, Hint, parameter_hints, return_hint
+from durable._hints import UNKNOWN, Hint, parameter_hints, return_hint, unpacked_hints
 from durable._models import encode_model
 
 __all__ = ["UNKNOWN", "ArgumentsCodec", "TypeCodec", "return_codec"]
@@ -278,12 +269,12 @@ class ArgumentsCodec:
 
     def _add_others(self, hint: Hint, codec: TypeCodec) -> None:
         """Take the hint of ``**kwargs``, which may be ``Unpack`` of a TypedDict."""
-        if get_origin(hint.annotation) is not Unpack:
+        named = unpacked_hints(hint.annotation)
+        if named is None:
             self._others = codec
             return
-        (each,) = get_args(hint.annotation)
-        for name, annotation in inspect.get_annotations(each, eval_str=True).items():
-            self._named.setdefault(name, _parameter_codec(Hint(_without_qualifiers(annotation))))
+        for name, each in named.items():
+            self._named.setdefault(name, _parameter_codec(each))
 
 
 _decode_arguments: Final = msgspec.json.Decoder(_StoredArguments).decode
@@ -304,12 +295,6 @@ def _signature(fn: Callable[..., object], *, skip_first: bool) -> inspect.Signat
     if skip_first and parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
         parameters = parameters[1:]
     return signature.replace(parameters=parameters)
-
-
-def _without_qualifiers(annotation: Any) -> Any:
-    while get_origin(annotation) in (Required, NotRequired):
-        (annotation,) = get_args(annotation)
-    return annotation
 
 
 def _show_type(annotation: object) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from durable._clock import clock
 from durable._errors import DurableError, StoreError
 from durable.store import Append, Journal, Refusal
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Seconds to wait before each further try when the store fails.
@@ -25,17 +26,17 @@ RETRY_DELAYS = (0.05, 0.2, 0.8)
 BATCH = 1000
 
 
-async def persistently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Return what ``attempt`` returns, trying again when it raises ``StoreError``.
+async def persistently(attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what ``attempt(*args, **kwargs)`` gives, trying again when it raises ``StoreError``.
 
     Raises the last ``StoreError`` when the tries are used up. ``attempt`` must be safe to repeat.
     """
     for delay in RETRY_DELAYS:
         try:
-            return await attempt()
+            return await attempt(*args, **kwargs)
         except StoreError:
             await clock().sleep(delay)
-    return await attempt()
+    return await attempt(*args, **kwargs)
 
 
 class Pending:
@@ -95,7 +96,7 @@ class GroupCommit:
     async def _commit(self, batch: list[Pending]) -> None:
         members = [pending.append for pending in batch]
         try:
-            outcomes = list(await persistently(lambda: self._journal.append(members)))
+            outcomes = list(await persistently(self._journal.append, members))
         except BaseException as error:
             for pending in batch:
                 pending.resolve(_as_refusal(error, pending.append.run_id))

@@ -107,9 +107,7 @@ class Definition:
         except TypeError:
             return ""
 
-    def stored_arguments(
-        self, run_id: str, begin: Begin
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def stored_arguments(self, run_id: str, begin: Begin) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments that the run was begun with.
 
         Raises ``NotSerializableError`` if they couldn't be stored, ``StateFormatError`` if they

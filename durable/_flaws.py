@@ -140,7 +140,7 @@ def _inner_difference(a: Any, b: Any, path: str, advice: str) -> Flaw | None:
             if not same(key, other):
                 return Flaw(path + segment(key), key, _why_key(key, other))
         if len(keys) != len(others):
-            return Flaw(path, cast("Any", a), _why_keys(keys, others))
+            return Flaw(path, cast("Any", a), _why_keys(keys))
     if isinstance(a, set | frozenset):
         return None
     before, after = list(parts(cast("Any", a))), list(parts(b))
@@ -167,9 +167,8 @@ def _why_key(key: object, other: object) -> str:
     )
 
 
-def _why_keys(keys: list[object], others: list[object]) -> str:
-    texts = {str(key) for key in keys if isinstance(key, str | int | float)}
-    if len(texts) < len(keys) and len(others) == len(texts):
+def _why_keys(keys: list[object]) -> str:
+    if any(type(key) is not str for key in keys):
         return "two of its keys have the same stored form; use str keys that differ"
     return "some of its keys aren't in the annotation and would be lost; add them to it"
 

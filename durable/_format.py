@@ -42,31 +42,37 @@ def format_lines(run_id: str, records: Sequence[Record]) -> tuple[str, ...]:
 def fold_lines(run_id: str, lines: Sequence[str], into: RunRecords | None = None) -> RunRecords:
     """Fold ``lines``, the log of ``run_id`` or its next page, and return the result.
 
-    Raises ``StateFormatError`` that names the line for anything but a faithful log.
+    Raises ``StateFormatError`` that names the record for anything but a faithful log.
     """
     records = RunRecords() if into is None else into
-    seed, apply = line_seed(run_id), records.apply
-    crc32, decode = zlib.crc32, _decode
-    for position, line in enumerate(lines, records.sequence + 1):
-        try:
-            data = line.encode()
-            if int(data[:8], 16) != crc32(body := data[8:], seed ^ position):
-                raise ValueError("its checksum doesn't fit: the line was changed or moved")
+    start = records.sequence + 1
+    bodies = [line[8:].encode(errors="surrogatepass") for line in lines]
+    _check_sums(run_id, lines, bodies, start)
+    apply, decode = records.apply, _decode
+    try:
+        for body in bodies:
             apply(decode(body))
-        except (ValueError, msgspec.DecodeError) as error:
-            raise _line_error(run_id, position, error) from None
+    except msgspec.DecodeError:
+        where = f"record {records.sequence + 1} of run {run_id!r}"
+        raise StateFormatError(where, "it isn't a record that this version knows") from None
     if into is None and lines:
         _check_begin(run_id, records.begin)
     return records
 
 
-def _line_error(run_id: str, position: int, error: Exception) -> StateFormatError:
-    known = not isinstance(error, msgspec.DecodeError)
-    return StateFormatError(
-        f"record {position} of run {run_id!r}",
-        "its checksum doesn't fit: the line was changed or moved"
-        if known
-        else "it isn't a record that this version knows",
+def _check_sums(run_id: str, lines: Sequence[str], bodies: list[bytes], start: int) -> None:
+    seed, crc32 = line_seed(run_id), zlib.crc32
+    expected = [
+        f"{crc32(body, seed ^ position):08x}" for position, body in enumerate(bodies, start)
+    ]
+    found = [line[:8] for line in lines]
+    if found == expected:
+        return
+    pairs = enumerate(zip(found, expected, strict=True))
+    wrong = next(at for at, (is_, should_be) in pairs if is_ != should_be)
+    raise StateFormatError(
+        f"record {start + wrong} of run {run_id!r}",
+        "its checksum doesn't fit: the line was changed or moved",
     )
 
 

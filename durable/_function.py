@@ -257,4 +257,3 @@ def durable(fn: Any = None, /, **options: Any) -> Any:
         return _decorate(fn, options)
 
     return decorate
-

@@ -67,6 +67,23 @@ def parameter_hints(fn: Callable[..., object]) -> dict[str, Hint]:
     }
 
 
+def unpacked_hints(annotation: object) -> dict[str, Hint] | None:
+    """Return the hints inside ``Unpack`` of a TypedDict; None for anything else."""
+    if get_origin(annotation) is not typing.Unpack:
+        return None
+    try:
+        hints = typing.get_type_hints(get_args(annotation)[0], include_extras=True)
+    except Exception:
+        return {}
+    return {name: _usable(_without_qualifiers(hint), None) for name, hint in hints.items()}
+
+
+def _without_qualifiers(annotation: Any) -> Any:
+    while get_origin(annotation) in (typing.Required, typing.NotRequired):
+        (annotation,) = get_args(annotation)
+    return annotation
+
+
 def _innermost(fn: Any) -> tuple[Any, type | None]:
     """Return the callable whose annotations count, and the class that ``Self`` would mean."""
     owner: type | None = None

@@ -92,7 +92,7 @@ def seconds(value: object, name: str, *, zero: bool = False) -> float:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be seconds or a timedelta, got {type(value).__name__}")
-    if not (0 <= value if zero else 0 < value) or value == float("inf"):
+    if not (value >= 0 if zero else value > 0) or value == float("inf"):
         least = "not be negative" if zero else "be positive"
         raise ValueError(f"{name} must {least} and finite, got {value!r}")
     return float(value)

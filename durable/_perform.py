@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from durable._attempt import Outcome, Work, attempt_until_done
+from durable._attempt import Work, attempt_until_done
+from durable._codec import TypeCodec
 from durable._errors import DuplicateStepKeyError, StateFormatError, StepDriftError
 from durable._events import (
     StepCompleted,
@@ -51,23 +52,26 @@ def _load(call: Call, work: Work, record: StepRecord) -> Any:
         if record.error is None:
             raise StateFormatError(f"step {work.key!r}", "its record has neither value nor error")
         raise rebuild_error(record.error, work.settings.save_errors, work.key)
+    return load_value(call, work.codec, record)
+
+
+def load_value(call: Call, codec: TypeCodec, record: StepRecord) -> Any:
+    """Return the value that ``record`` holds; raise ``StateFormatError`` if it doesn't fit."""
     stored: msgspec.Raw | bytes = record.stored
     if call.run.options.codec is not None:
-        stored = call.run.unpack(record.stored, f"step {work.key!r}")
+        stored = call.run.unpack(record.stored, f"step {record.key!r}")
     try:
-        return work.codec.load(stored, work.key)
+        return codec.load(stored, record.key)
     except StateFormatError as error:
         raise StateFormatError(
-            f"step {work.key!r} of run {call.run.id!r}",
+            f"step {record.key!r} of run {call.run.id!r}",
             f"{error.reason}; raise the function's version and migrate, or forget the step",
         ) from None
 
 
 async def _publish_replay(call: Call, record: StepRecord) -> None:
     run = call.run
-    await run.publish(
-        StepReplayed(run_id=run.id, step=record.key, path=record.path, record=record)
-    )
+    await run.publish(StepReplayed(run_id=run.id, step=record.key, path=record.path, record=record))
 
 
 def _aliased(call: Call, work: Work) -> str | None:
@@ -85,7 +89,6 @@ def _aliased(call: Call, work: Work) -> str | None:
 async def _check_drift(call: Call, work: Work, record: StepRecord) -> None:
     """Raise or warn if ``record`` is of other work than ``work``."""
     run, key = call.run, work.key
-    place = {"run_id": run.id, "step": key, "path": record.path}
     changed = changed_arguments(record.fingerprint, work.fingerprint, parameter_names(work.fn))
     if changed:
         if call.options.drift == "raise" and record.version == call.options.version:
@@ -95,15 +98,30 @@ async def _check_drift(call: Call, work: Work, record: StepRecord) -> None:
             f"step {key!r} of run {run.id!r} was recorded for other arguments ({names}); "
             "its recorded value is used"
         )
-        requested = work.name
-        event = StepDrifted(**place, changed=changed, stored=record.function, requested=requested)
-        await run.publish(event)
+        await run.publish(
+            StepDrifted(
+                run_id=run.id,
+                step=key,
+                path=record.path,
+                changed=changed,
+                stored=record.function,
+                requested=work.name,
+            )
+        )
     elif record.function not in (work.name, "", *work.settings.aliases):
         warn(
             f"step {key!r} of run {run.id!r} was recorded for the function {record.function!r}, "
             f"which is {work.name!r} now; its recorded value is used"
         )
-        await run.publish(StepRenamed(**place, stored=record.function, requested=work.name))
+        await run.publish(
+            StepRenamed(
+                run_id=run.id,
+                step=key,
+                path=record.path,
+                stored=record.function,
+                requested=work.name,
+            )
+        )
     call.asked[key] = (work.name, work.fingerprint)
 
 
@@ -128,9 +146,7 @@ async def _join(frame: Frame, work: Work, record: StepRecord | None) -> StepReco
             f"the step key {key!r} was asked for more than once in run {call.run.id!r}; each "
             "time after the first gets a copy of the first value"
         )
-        await call.run.publish(
-            StepRepeated(run_id=call.run.id, step=key, path=call.scope.path)
-        )
+        await call.run.publish(StepRepeated(run_id=call.run.id, step=key, path=call.scope.path))
     while (flight := call.flights.get(key)) is not None:
         await flight.wait()
         if flight.error is not None:
@@ -167,30 +183,27 @@ async def _execute(frame: Frame, work: Work) -> Any:
         raise
     finally:
         current_frame.reset(token)
-    await _save(call, flight, outcome.record)
-    return await _deliver(call, outcome)
-
-
-async def _save(call: Call, flight: Flight, record: StepRecord) -> None:
-    """Write ``record``; the flight ends when it's known whether that succeeded."""
+    record = outcome.record
 
     def settled(written: bool) -> None:
+        # The flight ends when the outcome is known, even if the caller has gone by then.
         if written:
-            call.scope.steps[record.key] = record
-            call.scope.attempts.pop(record.key, None)
+            call.scope.steps[key] = record
+            call.scope.attempts.pop(key, None)
         flight.end()
 
-    await call.run.writer.write(record, settled)
-
-
-async def _deliver(call: Call, outcome: Outcome) -> Any:
-    run, record = call.run, outcome.record
+    await run.writer.write(record, settled)
     if run.observed:
-        await run.publish(
-            StepCompleted(run_id=run.id, step=record.key, path=record.path, record=record)
-        )
-        if run.options.durability == "sync":
-            await run.publish_saved()
+        await _publish_completion(call, record)
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
+
+
+async def _publish_completion(call: Call, record: StepRecord) -> None:
+    run = call.run
+    await run.publish(
+        StepCompleted(run_id=run.id, step=record.key, path=record.path, record=record)
+    )
+    if run.options.durability == "sync":
+        await run.publish_saved()

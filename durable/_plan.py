@@ -54,9 +54,20 @@ class Plans:
     def __init__(self) -> None:
         self._plans: weakref.WeakKeyDictionary[Any, FunctionPlan] = weakref.WeakKeyDictionary()
         self._plain = TypeCodec()
+        # A weak lookup costs as much as the rest of a replay, and steps come in rows. This holds
+        # one function longer than needed.
+        self._last_fn: Any = None
+        self._last_plan = FunctionPlan("", self._plain, is_async=False)
 
     def get(self, fn: Callable[..., Any]) -> FunctionPlan:
         """Return the plan of ``fn``."""
+        if fn is self._last_fn:
+            return self._last_plan
+        plan = self._find(fn)
+        self._last_fn, self._last_plan = fn, plan
+        return plan
+
+    def _find(self, fn: Callable[..., Any]) -> FunctionPlan:
         # A bound method is a new object each time; its function stays.
         owner = fn.__func__ if type(fn) is MethodType else fn
         try:
@@ -78,7 +89,9 @@ def make_plan(fn: Callable[..., Any]) -> FunctionPlan:
     """Return the plan of ``fn``, worked out anew."""
     if isinstance(fn, Nestable):
         return FunctionPlan(fn.name, fn.result_codec, is_async=True, is_nested=True)
-    return FunctionPlan(function_name(fn), return_codec(fn), is_async(fn))
+    # An inherited method has one name, whatever class it's called on.
+    name = fn.__func__.__qualname__ if type(fn) is MethodType else function_name(fn)
+    return FunctionPlan(name, return_codec(fn), is_async(fn))
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -86,7 +99,7 @@ def is_async(fn: Callable[..., Any]) -> bool:
     if isinstance(fn, functools.partial):
         return is_async(fn.func)
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
-        getattr(type(fn), "__call__", None)
+        inspect.getattr_static(type(fn), "__call__", None)
     )
 
 

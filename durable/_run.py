@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -22,11 +22,10 @@ from durable._errors import (
 )
 from durable._events import DurableWarning, Event, RunLost, StateSaved, logger, publish, wants_steps
 from durable._options import Options, check_id
-from durable._records import Begin, Record, RunRecords, Scope, Variable
+from durable._records import Begin, Record, RunRecords, Scope, Status, Variable
 from durable._session import Session
 from durable._writer import LogWriter
 from durable.store import HeadChange
-
 
 VARIABLE = "a variable's name"
 
@@ -67,7 +66,17 @@ class Call:
     where it isn't what the record says.
     """
 
-    __slots__ = ("asked", "children", "closed", "flights", "options", "run", "scope", "warned")
+    __slots__ = (
+        "asked",
+        "children",
+        "closed",
+        "flights",
+        "options",
+        "quiet",
+        "run",
+        "scope",
+        "warned",
+    )
 
     def __init__(self, run: Run, scope: Scope, options: Options) -> None:
         self.run = run
@@ -78,6 +87,8 @@ class Call:
         self.children: list[Call] = []
         self.warned: set[str] = set()
         self.closed = False
+        # Nobody listens and nothing is encoded: a replay is a lookup and a decode.
+        self.quiet = not run.observed and run.options.codec is None
 
     def check_open(self, key: str) -> None:
         """Raise if no step may start: the call has ended, or the run can't be written."""
@@ -174,13 +185,13 @@ class Run:
         self.id = run_id
         self.options = options
         self.session = session
+        self.observed = wants_steps(options.on_event)
         self.adopt(records)
         self.writer = writer
         self.owner = owner
         self.fence = fence
         self.attempt = attempt
         self.plans = session.here().plans
-        self.observed = wants_steps(options.on_event)
         self._time = clock().time
         self._offset = now - self._time()
         self._lost = False
@@ -270,9 +281,7 @@ class Run:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
 
-    async def release(
-        self, status: Literal["pending", "failed", "paused", "running"], expires_in: float | None
-    ) -> None:
+    async def release(self, status: Status, expires_in: float | None) -> None:
         """Give the lease back without recording anything; a failure to do so is logged."""
         await self.let_go()
         if isinstance(self.writer.failed, LeaseLostError):

@@ -83,7 +83,7 @@ class Runs:
             after=after,
             limit=_limit(limit),
         )
-        heads = await persistently(lambda: self._journal.list_runs(query))
+        heads = await persistently(self._journal.list_runs, query)
         return [_info(head) for head in heads]
 
     async def get(self, run_id: str) -> RunInfo:
@@ -111,7 +111,7 @@ class Runs:
         Raises ``RunBusyError`` while somebody executes it.
         """
         check_id(run_id, "a run id")
-        return await persistently(lambda: self._journal.delete_run(run_id))
+        return await persistently(self._journal.delete_run, run_id)
 
     async def delete_finished(self, older_than: float | timedelta) -> int:
         """Remove the runs that ended longer ago than ``older_than``; return how many.
@@ -121,7 +121,7 @@ class Runs:
         age, removed, after = seconds(older_than, "older_than", zero=True), 0, None
         while True:
             query = ListQuery(status=ENDED, before=age, after=after, limit=100)
-            heads = await persistently(lambda query=query: self._journal.list_runs(query))
+            heads = await persistently(self._journal.list_runs, query)
             for head in heads:
                 removed += await self.delete(head.run_id)
             if len(heads) < query.limit:
@@ -145,7 +145,7 @@ class Runs:
             statuses=_CHANGEABLE,
             version=head.version,
         )
-        claimed = await persistently(lambda: self._journal.claim(claim))
+        claimed = await persistently(self._journal.claim, claim)
         if claimed is None:
             raise RunNotFoundError(run_id)
         if not claimed.granted:
@@ -170,7 +170,7 @@ class Runs:
                 expires_in=records.begin.ttl if records.begin else None,
             ),
         )
-        (outcome,) = await persistently(lambda: self._journal.append((append,)))
+        (outcome,) = await persistently(self._journal.append, (append,))
         if isinstance(outcome, DurableError):
             raise outcome
 
@@ -179,7 +179,7 @@ class Runs:
         check_id(run_id, "a run id")
         candidate = run_id
         while candidate:
-            log = await persistently(lambda at=candidate: self._journal.read(at))
+            log = await persistently(self._journal.read, candidate)
             if log is not None:
                 records = await read_records(self._journal, log)
                 if candidate == run_id or _has_child(records.root, run_id[len(candidate) + 1 :]):

@@ -94,7 +94,7 @@ async def _abandoned(session: Session, name: str, limit: int | None) -> list[str
             after=after,
             limit=100 if limit is None else min(100, limit - len(found)),
         )
-        heads = await persistently(lambda query=query: session.journal.list_runs(query))
+        heads = await persistently(session.journal.list_runs, query)
         found += [head.run_id for head in heads]
         if len(heads) < query.limit:
             break
@@ -121,7 +121,9 @@ async def _recover_one(
                 tally.skipped.append(run_id)
                 return
             logger.warning(
-                "recovering run %r failed: %s", run_id, type(error).__name__,
+                "recovering run %r failed: %s",
+                run_id,
+                type(error).__name__,
                 extra={"run_id": run_id},
             )
             tally.failed[run_id] = error

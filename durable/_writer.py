@@ -88,13 +88,18 @@ class LogWriter:
         ``settled`` is called once, when the outcome is known, with whether it was written; also
         when the caller is cancelled meanwhile.
         """
-        try:
-            self.check()
-        except DurableError:
+        if self.failed is not None:
             settled(False)
-            raise
-        lines = self._format((record,))
-        if self._durability == "exit":
+            self.check()
+        lines: tuple[str, ...]
+        if self._opening is None:
+            self._present += 1
+            lines = (format_line(record, self._seed, self._present),)
+        else:
+            lines = self._format((record,))
+        if self._inline and self._durability == "sync":
+            await self._send_inline(self._append(lines), settled)
+        elif self._durability == "exit":
             self._buffer.extend(lines)
             settled(True)
         elif self._durability == "sync":
@@ -140,8 +145,6 @@ class LogWriter:
             self._opening = None
         start = self._present + 1
         self._present += len(records)
-        if len(records) == 1:
-            return (format_line(records[0], self._seed, start),)
         return tuple(
             format_line(record, self._seed, position)
             for position, record in enumerate(records, start)
@@ -159,22 +162,27 @@ class LogWriter:
         return Append(self._run_id, self._owner, self._fence, first, lines, head, epoch)
 
     async def _send(self, append: Append, settled: Settled) -> None:
-        if not self._inline:
+        if self._inline:
+            await self._send_inline(append, settled)
+        else:
             await self._submit(append, settled)
-            return
-        outcome = await self._append_inline(append)
+
+    async def _send_inline(self, append: Append, settled: Settled) -> None:
+        outcome: int | Refusal
+        try:
+            (outcome,) = await self._journal.append((append,))
+        except StoreError:
+            outcome = await self._append_again(append)
         self._note(outcome, settled)
         if not isinstance(outcome, int):
             raise outcome
 
-    async def _append_inline(self, append: Append) -> int | Refusal:
+    async def _append_again(self, append: Append) -> int | Refusal:
         try:
-            try:
-                return (await self._journal.append((append,)))[0]
-            except StoreError:
-                return (await persistently(lambda: self._journal.append((append,))))[0]
+            (outcome,) = await persistently(self._journal.append, (append,))
         except DurableError as error:
             return error
+        return outcome
 
     def _submit(self, append: Append, settled: Settled) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -192,7 +200,8 @@ class LogWriter:
 
     def _note(self, outcome: int | DurableError, settled: Settled) -> None:
         if isinstance(outcome, int):
-            self.inbox = max(self.inbox, outcome)
+            if outcome > self.inbox:
+                self.inbox = outcome
             settled(True)
         else:
             self.fail(outcome)

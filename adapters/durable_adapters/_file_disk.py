@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from zlib import crc32
 
 from durable._errors import DurableError, StoreError
 
 try:
     import fcntl
+    import resource
 except ImportError:  # pragma: no cover - not a POSIX system
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 #: Every status a run can have: each has a folder of markers.
 STATUSES = ("pending", "running", "paused", "failed", "finished", "cancelled")
-#: Seconds to wait for a fence to be in the past before its run is forgotten.
-_FENCE_WAIT = 0.1
+#: Milliseconds to wait at most for a fence to be in the past before its run is forgotten.
+_FENCE_PAUSES = 100
 
 
 def check_locks(folder: str) -> None:
@@ -69,23 +71,29 @@ def lock(fd: int, timeout: float) -> None:
 
     Raises ``TimeoutError`` (an ``OSError``) when it can't be had for ``timeout`` seconds.
     """
-    pause, until = 0.0005, 0.0
+    # Counted in pauses: a test may have stopped Python's clock.
+    pause, waited = 0.0005, 0.0
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            now = time.monotonic()
-            until = until or now + timeout
-            if now >= until:
+            if waited >= timeout:
                 text = f"another process has held the file's lock for {timeout:g} seconds"
                 raise TimeoutError(text) from None
-        time.sleep(min(pause, max(0.0, until - now)))
+        time.sleep(pause)
+        waited += pause
         pause = min(pause * 2, 0.02)
 
 
 def unlock(fd: int) -> None:
-    """Give the lock back."""
+    """Give the lock back; a process forked meanwhile doesn't keep it."""
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def files_at_once() -> int:
+    """Return how many files a store may keep open: a quarter of the process's limit at most."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 256 if limit == resource.RLIM_INFINITY else max(8, min(256, limit // 4))
 
 
 class Disk:
@@ -189,18 +197,22 @@ class Disk:
 
         Fences start from the time in milliseconds, so this hardly ever waits.
         """
-        until = time.monotonic() + _FENCE_WAIT
-        while self.now() * 1000 < fence + 1 and time.monotonic() < until:
+        for _ in range(_FENCE_PAUSES):
+            if self.now() * 1000 >= fence + 1:
+                return
             time.sleep(0.001)
 
     @contextmanager
     def value_lock(self, name: str) -> Iterator[None]:
         """Keep every other writer away from the value called ``name``."""
         self.prepare()
-        shard = f"{self.locks}/{sum(name.encode()) % 64:02d}"
+        shard = f"{self.locks}/{crc32(name.encode()) % 64:02d}"
         fd = os.open(shard, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             lock(fd, self.lock_timeout)
-            yield
+            try:
+                yield
+            finally:
+                unlock(fd)
         finally:
             os.close(fd)

@@ -103,7 +103,7 @@ class RunSession(Session):
         # No other connection writes before this transaction ends, so reading it once will do.
         if run_id in self.tails:
             return self.tails[run_id]
-        row = self.one(self.sql.tail, {"run_id": run_id, "now": self.now})
+        row = self.one(self.sql.tail, (run_id, self.now))
         tail = self.tails[run_id] = row and Tail(*row)
         return tail
 
@@ -178,8 +178,11 @@ class RunSession(Session):
 
     def _narrowed(self, query: ListQuery) -> tuple[str, dict[str, Any]]:
         """Return SQL for the runs that meet ``query``, or for more where it names very many."""
-        values: dict[str, Any] = {"now": self.now, "low": query.prefix, "limit": query.limit}
-        where = " AND run_id >= :low"
+        values: dict[str, Any] = {"now": self.now, "limit": query.limit}
+        where = ""
+        if query.prefix:
+            where += " AND run_id >= :low"
+            values["low"] = query.prefix
         high = beyond(query.prefix)
         if high is not None:
             where += " AND run_id < :high"

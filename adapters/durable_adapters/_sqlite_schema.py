@@ -63,7 +63,7 @@ class Statements:
         self.find_any = f"SELECT id FROM {runs} WHERE run_id = ?"
         self.tail = (
             f"SELECT id, owner, fence, inbox, COALESCE({sequence}, first - 1) "
-            f"FROM {runs} WHERE run_id = :run_id AND {LIVE}"
+            f"FROM {runs} WHERE run_id = ?1 AND {LIVE.replace(':now', '?2')}"
         )
         self.list = (
             f"SELECT COALESCE({sequence}, first - 1), {columns} FROM ("
@@ -116,6 +116,7 @@ def _layout(prefix: str) -> tuple[str, ...]:
             PRIMARY KEY (run, key))""",
         f"CREATE INDEX IF NOT EXISTS {prefix}_runs_status ON {prefix}_runs (status, run_id)",
         f"CREATE INDEX IF NOT EXISTS {prefix}_runs_name ON {prefix}_runs (name, run_id)",
+        f"CREATE INDEX IF NOT EXISTS {prefix}_runs_work ON {prefix}_runs (name, status, run_id)",
         f"""CREATE INDEX IF NOT EXISTS {prefix}_runs_expiry ON {prefix}_runs (expires_at)
             WHERE expires_at IS NOT NULL""",
         f"""CREATE INDEX IF NOT EXISTS {prefix}_values_expiry ON {prefix}_values (expires_at)

@@ -1,0 +1,361 @@
+"""One run's file: opened, locked, read, and written at its end."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Lock
+
+from durable._errors import StateFormatError
+from durable._leases import HeadRow
+from durable_adapters._file_disk import Disk, lock, sync, sync_folder, unlock, write_at
+from durable_adapters._file_format import (
+    HEADER,
+    Renewal,
+    Tape,
+    format_header,
+    last_operation,
+    new_file_id,
+    parse_header,
+    read_at,
+    record_lines,
+)
+from durable_adapters._file_names import encode_name
+
+#: Bytes read at once.
+CHUNK = 16 * 1024 * 1024
+#: Characters of log lines after which a page ends.
+PAGE = 64 * 1024 * 1024
+#: Closed files whose tapes are remembered.
+_REMEMBERED = 4096
+
+
+def compose(row: HeadRow, lines: Sequence[str], inbox: Mapping[str, str]) -> tuple[Tape, bytes]:
+    """Return a new file's content, and the tape at its end."""
+    tape = Tape(new_file_id())
+    parts = [format_header(Renewal(tape.file_id, tape.head_crc, 0.0, None))]
+    parts += [tape.add_deposit(key, value) for key, value in inbox.items()]
+    tape.sequence = row.first - 1
+    parts += [tape.add_records(lines, final=False), tape.add_head(row)]
+    return tape, b"".join(parts)
+
+
+class RunFile:
+    """The file of one run, and how far it is known.
+
+    Only used by whoever took it out of ``RunFiles``, with the file locked. What ``put_records``,
+    ``put_deposit`` and ``put_head`` add is on the disk once ``flush`` has returned. After an
+    error other than a refusal the object must be closed: what it knows may not be so.
+    """
+
+    def __init__(self, disk: Disk, run_id: str) -> None:
+        self.run_id = run_id
+        self.name = encode_name(run_id)
+        self.path = disk.run_path(self.name)
+        self.fd = -1
+        self.gone = False
+        self._disk = disk
+        self._identity = (0, 0)
+        self._tape: Tape | None = None
+        self._size = 0
+        self._flushed = 0
+        self._pending: list[bytes] = []
+        self._moved = False
+
+    @property
+    def tape(self) -> Tape:
+        """What the file says; only after ``refresh`` or ``read_log``."""
+        assert self._tape is not None
+        return self._tape
+
+    @property
+    def row(self) -> HeadRow:
+        """The head; its lease and expiry only after ``load_renewal``."""
+        row = self.tape.row
+        assert row is not None
+        return row
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the run was held when it was last looked at."""
+        return self.fd >= 0 and self._tape is not None and self.row.lease_until > 0
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether everything that was put is on the disk."""
+        return not self._pending
+
+    # Opening and locking.
+
+    def open_locked(self) -> bool:
+        """Lock the file that has the run's name; return whether there is one."""
+        while True:
+            if self.fd < 0 and not self._open():
+                return False
+            lock(self.fd, self._disk.lock_timeout)
+            try:
+                there = os.stat(self.path)
+            except FileNotFoundError:
+                self.close()
+                return False
+            if (there.st_dev, there.st_ino) == self._identity:
+                self._size = there.st_size
+                return True
+            # Another file has been put in its place while we waited, or since we last looked.
+            self.close()
+
+    def _open(self) -> bool:
+        try:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        found = os.fstat(self.fd)
+        self._identity = (found.st_dev, found.st_ino)
+        if self._tape is not None and not self._is_known():
+            self._tape = None
+        return True
+
+    def _is_known(self) -> bool:
+        header = read_at(self.fd, HEADER, 0)
+        return parse_header(header, self.path).file_id == self.tape.file_id
+
+    def unlock(self) -> None:
+        """Give the lock back, if the file is still open."""
+        if self.fd >= 0:
+            unlock(self.fd)
+
+    def rest(self) -> None:
+        """Close the file, but remember what it says."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def close(self) -> None:
+        """Close the file and forget what it says."""
+        self.rest()
+        self._tape = None
+        self._pending.clear()
+        self._moved = False
+
+    # Reading.
+
+    def refresh(self) -> None:
+        """Take in what others have written since; raise ``StateFormatError`` if it is damaged."""
+        if self._tape is None or self._size < self._flushed:
+            self._tape = self._begin()
+        elif self._size == self._flushed:
+            return
+        for _ in self._pieces(self._tape):
+            pass
+
+    def read_log(self, after: int = 0) -> list[str]:
+        """Read the whole file; return a page of the log's lines beyond the number ``after``.
+
+        Raises ``StateFormatError`` if the file is damaged.
+        """
+        self._tape = tape = self._begin()
+        lines: list[str] = []
+        size = 0
+        for data in self._pieces(tape):
+            if size < PAGE:
+                found = record_lines(data)
+                lines += found[max(0, after - tape.sequence + len(found)) :]
+                size += len(data) if lines else 0
+        return lines
+
+    def _begin(self) -> Tape:
+        return Tape(parse_header(read_at(self.fd, HEADER, 0), self.path).file_id)
+
+    def _pieces(self, tape: Tape) -> Iterator[bytes]:
+        """Take in the rest of the file, and give it piece by piece: whole operations each.
+
+        An operation torn at the very end is left out: the next write replaces it.
+        """
+        at, rest = tape.end, b""
+        while at < self._size:
+            piece = read_at(self.fd, min(CHUNK, self._size - at), at)
+            if not piece:
+                break
+            at += len(piece)
+            data = rest + piece
+            end = last_operation(data)
+            rest = data[end:]
+            if end:
+                whole = data[:end] if rest else data
+                tape.take(whole, self.path)
+                yield whole
+        if torn := rest[: rest.rfind(b"\n") + 1]:
+            tape.check(torn, self.path)
+        self._check_head(tape)
+        self._flushed = tape.end
+
+    def _check_head(self, tape: Tape) -> None:
+        if tape.row is None:
+            raise StateFormatError(self.path, "it has no head: its beginning is all that's left")
+        if tape.row.run_id != self.run_id:
+            raise StateFormatError(self.path, f"it is the file of another run, {tape.row.run_id!r}")
+
+    def load_renewal(self) -> HeadRow:
+        """Return the head, the last renewal of its lease taken into account."""
+        row = self.row
+        renewal = parse_header(read_at(self.fd, HEADER, 0), self.path)
+        if renewal.head == self.tape.head_crc:
+            row.lease_until, row.expires_at = renewal.lease_until, renewal.expires_at
+        return row
+
+    def has(self, first: int, lines: tuple[str, ...]) -> bool:
+        """Return whether the log has ``lines`` from the number ``first`` on."""
+        self.flush()
+        there = self.read_log(after=first - 1) if first >= self.row.first else []
+        return tuple(there[: len(lines)]) == lines
+
+    # Writing.
+
+    def put_records(self, lines: Sequence[str], *, final: bool) -> None:
+        """Add lines to the log; ``final``: no head follows as part of the same operation."""
+        self._pending.append(self.tape.add_records(lines, final=final))
+
+    def put_deposit(self, key: str, value: str) -> None:
+        """Add an entry to the inbox; a head must follow."""
+        self._pending.append(self.tape.add_deposit(key, value))
+
+    def put_head(self, row: HeadRow, before: str) -> None:
+        """Let ``row`` be the head; ``before`` is the status up to now."""
+        if row.status != before:
+            self._disk.mark(row.status, self.name)
+            self._moved = True
+        self._pending.append(self.tape.add_head(row))
+
+    def flush(self) -> None:
+        """Return when everything that was put is on the disk; an error leaves nothing of it."""
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        try:
+            if self._size > self._flushed:
+                os.ftruncate(self.fd, self._flushed)
+            write_at(self.fd, data, self._flushed)
+            sync(self.fd)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self.fd, self._flushed)
+                sync(self.fd)
+            raise
+        self._pending.clear()
+        self._size = self._flushed = self.tape.end
+        if self._moved:
+            self._moved = False
+            self._disk.unmark(self.name, keep=self.row.status)
+
+    def confirm(self) -> None:
+        """Return when what the file says is on the disk, whoever wrote it."""
+        sync(self.fd)
+        sync_folder(self._disk.runs)
+
+    def renew(self, row: HeadRow) -> None:
+        """Record the lease and the expiry of ``row``, in place.
+
+        It isn't flushed: a machine that fails takes the owner with it.
+        """
+        renewal = Renewal(self.tape.file_id, self.tape.head_crc, row.lease_until, row.expires_at)
+        write_at(self.fd, format_header(renewal), 0)
+
+    def create(self, row: HeadRow, lines: Sequence[str]) -> bool:
+        """Make the file and lock it; return False if another process was faster."""
+        tape, data = compose(row, lines, {})
+        with self._disk.new_file(data) as (fd, path):
+            self._disk.mark(row.status, self.name)
+            try:
+                os.link(path, self.path)
+            except FileExistsError:
+                os.close(fd)
+                return False
+            self._adopt(fd, tape)
+        sync_folder(self._disk.runs)
+        return True
+
+    def replace(
+        self, row: HeadRow, lines: Sequence[str], inbox: Mapping[str, str], before: str
+    ) -> None:
+        """Put a new file with this content in the place of this one, in one step."""
+        tape, data = compose(row, lines, inbox)
+        with self._disk.new_file(data) as (fd, path):
+            if row.status != before:
+                self._disk.mark(row.status, self.name)
+            os.rename(path, self.path)
+            self.close()
+            self._adopt(fd, tape)
+        sync_folder(self._disk.runs)
+        if row.status != before:
+            self._disk.unmark(self.name, keep=row.status)
+
+    def _adopt(self, fd: int, tape: Tape) -> None:
+        found = os.fstat(fd)
+        self.fd, self._identity, self._tape = fd, (found.st_dev, found.st_ino), tape
+        self._size = self._flushed = tape.end
+
+    def remove(self, fence: int) -> None:
+        """Remove the file; nothing that was put but not flushed is left."""
+        self._disk.outlast(fence)
+        os.unlink(self.path)
+        self.close()
+        self.gone = True
+        sync_folder(self._disk.runs)
+        self._disk.unmark(self.name)
+
+
+class RunFiles:
+    """The run files of one store: a bounded number is kept open between operations."""
+
+    def __init__(self, disk: Disk, most_open: int) -> None:
+        self._disk = disk
+        self._most_open = most_open
+        self._guard = Lock()
+        self._open: OrderedDict[str, RunFile] = OrderedDict()
+        self._resting: OrderedDict[str, RunFile] = OrderedDict()
+
+    @contextmanager
+    def locked(self, run_id: str, *, keep: bool = False) -> Iterator[RunFile | None]:
+        """Give the run's file, locked; None if there is none.
+
+        Two calls for one run must not overlap in this process. With ``keep`` the file of a run
+        that is held afterwards stays open for the next operation.
+        """
+        with self._guard:
+            known = self._open.pop(run_id, None) or self._resting.pop(run_id, None)
+        run = known or RunFile(self._disk, run_id)
+        try:
+            if run.open_locked():
+                yield run
+                run.unlock()
+            else:
+                yield None
+        except BaseException:
+            run.close()
+            raise
+        if (known or keep) and run.is_held:
+            self.keep(run)
+        else:
+            run.close()
+
+    def keep(self, run: RunFile) -> None:
+        """Keep an unlocked file open, and close the one that was longest unused."""
+        with self._guard:
+            self._open[run.run_id] = run
+            if len(self._open) <= self._most_open:
+                return
+            run_id, oldest = self._open.popitem(last=False)
+            self._resting[run_id] = oldest
+            if len(self._resting) > _REMEMBERED:
+                self._resting.popitem(last=False)
+            oldest.rest()
+
+    def close(self) -> None:
+        """Close everything that isn't in use."""
+        with self._guard:
+            for run in self._open.values():
+                run.close()
+            self._open.clear()
+            self._resting.clear()
