@@ -55,14 +55,14 @@ def make_decoder(annotation: Any) -> Callable[[Any], Any]:
     try:
         return msgspec.json.Decoder(annotation, dec_hook=decode_model).decode
     except Exception as exc:
-        decode = None
-        try:
-            decode = adapter_decoder(annotation)
-        except Exception as other:  # what pydantic thinks of it is as good a reason
-            exc = other
-        if decode is None:
-            raise NoDecoderError(f"{type(exc).__name__}: {exc}") from None
-        return decode
+        refused = exc
+    try:
+        decode = adapter_decoder(annotation)
+    except Exception as exc:  # where models are concerned, pydantic's reason is the better one
+        refused, decode = exc, None
+    if decode is None:
+        raise NoDecoderError(f"{type(refused).__name__}: {str(refused).partition(chr(10))[0]}")
+    return decode
 
 
 def _is_mishandled(annotation: object) -> bool:

@@ -93,9 +93,10 @@ class DurableFunction(Nestable, Generic[P, R]):
             plan = frame.call.run.plans.get(self)
             fingerprint = run_id.rpartition(":")[2]
             work = Work(StepSettings(), run_id, plan, self, args, kwargs, fingerprint)
-            result: R = await perform(frame, work)
-            return result
-        return await self._joined(run_id, (args, kwargs))
+            nested: R = await perform(frame, work)
+            return nested
+        result: R = await self._joined(run_id, (args, kwargs))
+        return result
 
     async def run(self, run_id: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run, or go on with the run, under ``run_id``.

@@ -13,11 +13,14 @@ the fence of who wrote them, so even then a late writer can't mix its lines into
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
+
+import msgspec
 
 from durable._clock import clock, owner_id
 from durable._errors import LeaseLostError, RunBusyError, StateFormatError, StoreError
@@ -58,6 +61,7 @@ _GUARANTEES = Guarantees(
 )
 #: Runs of one batch that are written at once.
 _RUNS_AT_ONCE = 50
+_HEADS_AT_ONCE = 64
 
 
 class KeyValueJournal:
@@ -127,6 +131,7 @@ class KeyValueJournal:
         lines = claim.begin if decision.epoch else ()
         await run.put_head(row, self._token, lines, epoch=decision.epoch, claimed=True)
         self._keep(claim.run_id, run)
+        self._tidy(run)
         return run
 
     async def append(self, batch: Sequence[Append]) -> Sequence[int | Refusal]:
@@ -181,7 +186,7 @@ class KeyValueJournal:
             answers.append(0 if run is None else run.row.inbox)
         if run is not None:
             await run.put_lines(waiting)
-            self._merge_if_due(run)
+            self._tidy(run)
         return answers
 
     async def _advance(self, run: KvRun, member: Append, follows: bool, now: float) -> KvRun | None:
@@ -252,21 +257,182 @@ class KeyValueJournal:
         run_ids = sorted(map(self._keys.run_of, await self._gate.keys(beginning)))
         if query.after is not None:
             run_ids = [run_id for run_id in run_ids if run_id > query.after]
-        found: list[Head] = []
-        for start in range(0, len(run_ids), 64):
-            heads = await gathered(self._peek, run_ids[start : start + 64])
-            for head, row in heads:
-                if head is None or is_expired(row, now) or not matches(row, query, now):
-                    continue
-                found.append(row.head(now, head.sequence))
+        found: list[StoredHead] = []
+        for start in range(0, len(run_ids), _HEADS_AT_ONCE):
+            heads = await gathered(self._peek, run_ids[start : start + _HEADS_AT_ONCE])
+            for head in heads:
+                if head is not None and not is_expired(head.row, now):
+                    found += [head] * matches(head.row, query, now)
             if len(found) >= query.limit:
                 break
-        return found[: query.limit]
+        return await self._with_inboxes(found[: query.limit], query.prefix, now)
+
+    async def _with_inboxes(
+        self, found: Sequence[StoredHead], prefix: str, now: float
+    ) -> list[Head]:
+        """Return what callers see of the heads; deposits don't touch them, so count those."""
+        if not found:
+            return []
+        names = await self._gate.keys(self._keys.all("i", prefix))
+        counts = Counter(name.rpartition(":")[0] + ":" for name in names)
+        for head in found:
+            head.row.inbox = counts[self._keys.inbox(head.row.run_id, head.incarnation)]
+        return [head.row.head(now, head.sequence) for head in found]
+
+    async def _peek(self, run_id: str) -> StoredHead | None:
+        """Return a run's head as it is now; one that can't be read is logged, and None."""
+        run = self._live.get(run_id)
+        if run is not None and not run.stale:
+            row, sequence = run.copied_row(), run.sequence
+            return msgspec.structs.replace(run.head, row=row, sequence=sequence)
+        try:
+            found = await self._stored_head(run_id)
+        except StateFormatError as error:
+            log.error("run %r is left out: %s", run_id, error)
+            return None
+        return None if found is None else found[0]
 
     async def delete_run(self, run_id: str, *, held: bool = False) -> bool:
         """Remove a run; return whether it was there."""
         return await self._alone(run_id, lambda: self._delete(run_id, held))
 
+    async def _delete(self, run_id: str, held: bool) -> bool:
+        now = clock().time()
+        run = await self._find(run_id, now)
+        if run is None:
+            return False
+        if run.row.lease_until > now and not held:
+            raise RunBusyError(run_id, run.row.lease_until - now)
+        await self._remove(run)
+        return True
+
     async def purge(self, limit: int = 100) -> int:
-        """Remove up to ``limit`` expired runs."""
-        raise NotImplementedError
+        """Remove up to ``limit`` expired runs; reads the heads of all.
+
+        The first calls also remove what interrupted deletions have left.
+        """
+        removed = 0
+        run_ids = [self._keys.run_of(key) for key in await self._gate.keys(self._keys.head(""))]
+        for start in range(0, len(run_ids), _HEADS_AT_ONCE):
+            for head in await gathered(self._peek, run_ids[start : start + _HEADS_AT_ONCE]):
+                now = clock().time()
+                if removed < limit and head is not None and is_expired(head.row, now):
+                    run_id = head.row.run_id
+                    await self._alone(run_id, partial(self._find, run_id, now))
+                    removed += 1
+        return removed + await self._purge_orphans(limit - removed)
+
+    async def _purge_orphans(self, limit: int) -> int:
+        """Remove up to ``limit`` keys that belong to no run. Keys are listed before heads, for a
+        run's head is the first of its keys to be written."""
+        if not self._orphans_left or limit <= 0:
+            return 0
+        names = await self._gate.keys(self._keys.all("l"))
+        names += await self._gate.keys(self._keys.all("i"))
+        heads = set(map(self._keys.run_of, await self._gate.keys(self._keys.head(""))))
+        orphans = [name for name in names if self._keys.run_of(name) not in heads]
+        await self._gate.delete_all(orphans[:limit])
+        self._orphans_left = len(orphans) > limit
+        return len(orphans[:limit])
+
+    # One run at a time.
+
+    async def _alone(self, run_id: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return ``work()``, during which nobody else works on the run.
+
+        Whoever waits for it may be cancelled; the work then goes on to its end all the same, so
+        that no write is still on its way when the next one starts.
+        """
+        with self._mutex:
+            lock = self._locks.get(run_id)
+            if lock is None:
+                lock = self._locks[run_id] = AnyLoopLock()
+        await lock.acquire()
+        return await asyncio.shield(self._begin(work(), lock))
+
+    def _begin(self, work: Coroutine[Any, Any, T], lock: AnyLoopLock) -> asyncio.Task[T]:
+        """Start ``work``; give ``lock`` back when it's done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[T]) -> None:
+            self._tasks.discard(task)
+            lock.release()
+            if not task.cancelled():
+                task.exception()  # whoever waited for it may have been cancelled
+
+        task.add_done_callback(done)
+        return task
+
+    async def _find(self, run_id: str, now: float) -> KvRun | None:
+        """Return the run as it stands; None if there is none, or it has expired."""
+        run = self._live.get(run_id)
+        if run is None or run.stale:
+            run = await self._load(run_id, now, run)
+        if run is not None and is_expired(run.row, now):
+            await self._remove(run)
+            return None
+        return run
+
+    async def _load(self, run_id: str, now: float, known: KvRun | None) -> KvRun | None:
+        """Read the run; ``known`` is how it was known until a write failed."""
+        if known is not None:
+            await known.settled()
+        while True:
+            found = await self._stored_head(run_id)
+            if found is None:
+                self._live.pop(run_id, None)
+                return None
+            head, text = found
+            run = KvRun(self._gate, self._keys, head, text)
+            try:
+                await run.load()
+                break
+            except StateFormatError:
+                # Another process may have begun a new epoch between the two looks.
+                if await self._gate.get(self._keys.head(run_id)) == text:
+                    raise
+        if known is not None and owns(run.row, known.row.owner, known.row.fence):
+            if run.row.lease_until > 0:
+                run.row.lease_until = max(run.row.lease_until, known.row.lease_until)
+        self._keep(run_id, run)
+        return run
+
+    async def _stored_head(self, run_id: str) -> tuple[StoredHead, str] | None:
+        """Return a run's head, and the text that it was read from."""
+        key = self._keys.head(run_id)
+        text = await self._gate.get(key)
+        if text is None:
+            return None
+        head = read_head(key, text)
+        if head.writer != self._token:
+            # Leases end with the journal that gave them; a positive time says there was one.
+            head.row.lease_until = min(head.row.lease_until, clock().time())
+        return head, text
+
+    def _keep(self, run_id: str, run: KvRun) -> None:
+        """Remember a run while this journal's lease of it isn't given back."""
+        if run.row.lease_until > 0 and run.head.writer == self._token:
+            self._live[run_id] = run
+        else:
+            self._live.pop(run_id, None)
+
+    async def _remove(self, run: KvRun) -> None:
+        try:
+            await run.remove()
+        finally:
+            self._live.pop(run.row.run_id, None)
+
+    def _tidy(self, run: KvRun) -> None:
+        """Start whatever can be done after the answer: merging, and deleting old keys."""
+        if run.leftovers:
+            self._begin(run.sweep(), AnyLoopLock())
+        if self._live.get(run.row.run_id) is run and run.wants_merge():
+            self._begin(run.merge(), run.merging)
+
+
+async def _is_recorded(run: KvRun, member: Append) -> bool:
+    """Return whether the log has these very lines under these numbers."""
+    if not member.lines:
+        return True
+    return await run.recorded(member.first, len(member.lines)) == member.lines

@@ -17,7 +17,7 @@ Durability: TypeAlias = Literal["sync", "async", "exit"]
 Drift: TypeAlias = Literal["raise", "warn"]
 Migration: TypeAlias = Callable[[ResumeState], ResumeState | Awaitable[ResumeState]]
 StateSource: TypeAlias = (
-    ResumeState | Callable[[], ResumeState | None | Awaitable[ResumeState | None]]
+    ResumeState | Callable[[], ResumeState | Awaitable[ResumeState | None] | None]
 )
 
 #: How long an ended run is kept unless its function says otherwise, in seconds.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,22 +14,22 @@ from durable._codec import TypeCodec, return_codec
 from durable._fingerprint import function_name
 
 
-class Nestable:
+class Nestable(ABC):
     """A function that, called as a step, is a run within the run."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The name its runs are recorded under."""
-        raise TypeError(f"{type(self).__name__} has no name")
 
     @property
+    @abstractmethod
     def result_codec(self) -> TypeCodec:
         """How its result is stored."""
-        raise TypeError(f"{type(self).__name__} has no result")
 
+    @abstractmethod
     async def call_nested(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call it as the step that the current frame is in."""
-        raise TypeError(f"{type(self).__name__} can't be nested")
 
 
 class FunctionPlan:
@@ -85,8 +86,8 @@ class Plans:
         return make_plan(fn)
 
 
-def make_plan(fn: Callable[..., Any]) -> FunctionPlan:
-    """Return the plan of ``fn``, worked out anew."""
+def make_plan(fn: Any) -> FunctionPlan:
+    """Return the plan of the callable ``fn``, worked out anew."""
     if isinstance(fn, Nestable):
         return FunctionPlan(fn.name, fn.result_codec, is_async=True, is_nested=True)
     # An inherited method has one name, whatever class it's called on.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
+from pathlib import Path
 
 from durable._commit import GroupCommit
 from durable._kv_journal import KeyValueJournal
@@ -71,7 +72,7 @@ def session_for(store: KeyValueStore | str | None) -> Session:
         if not isinstance(store, str):
             return _session_of(store)
         # A relative URL means another store in another folder; a forked child has its own.
-        place = (store, os.getcwd(), os.getpid())
+        place = (store, str(Path.cwd()), os.getpid())
         session = _by_url.get(place)
         if session is None:
             session = _by_url[place] = _session_of(open_store(store))

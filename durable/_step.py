@@ -77,7 +77,9 @@ class Step:
         save_errors: type[BaseException] | tuple[type[BaseException], ...] = ...,
     ) -> StepDecorator: ...
 
-    def __call__(self, key: Any = UNKNOWN, fn: Any = UNKNOWN, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, first: Any = UNKNOWN, fn: Any = UNKNOWN, /, *args: Any, **kwargs: Any
+    ) -> Any:
         """Run ``fn(*args, **kwargs)`` as the step ``key``, or decorate a function as a step.
 
         As a call: awaits to the step's value. A completed step's stored value is returned
@@ -89,14 +91,14 @@ class Step:
         ``StoreError``, ``LeaseLostError``, and whatever ``fn`` raises.
         """
         if fn is not UNKNOWN:
-            if (type(key) is str or key is None) and callable(fn):
-                return self._call(key, fn, args, kwargs)
-            _refuse_call(key, fn)
-        if key is UNKNOWN:
+            if (type(first) is str or first is None) and callable(fn):
+                return self._call(first, fn, args, kwargs)
+            _refuse_call(first, fn)
+        if first is UNKNOWN:
             return StepDecorator(self._settings, kwargs)
-        if kwargs or not callable(key):
-            _refuse_decoration(key)
-        return DecoratedStep(key, self._settings, None)
+        if kwargs or not callable(first):
+            _refuse_decoration(first)
+        return DecoratedStep(first, self._settings, None)
 
     async def _call(
         self, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -169,9 +169,7 @@ def _restore(error: Exception, stored: StoredError) -> None:
         error.__setstate__(_STATE.load(stored.state, "exception"))
 
 
-def _candidates(
-    name: str, allowed: tuple[type[BaseException], ...]
-) -> Iterator[type[Exception]]:
+def _candidates(name: str, allowed: tuple[type[BaseException], ...]) -> Iterator[type[Exception]]:
     """Yield the classes that a stored type may mean, all of them among the allowed ones.
 
     A class of the main script has another module name in a worker that imports the script.

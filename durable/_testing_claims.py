@@ -74,9 +74,8 @@ async def held_runs_are_refused(site: JournalSite) -> None:
             expect_equal(list(other.log.lines), ["begin", "two"], "and the run as it is")
             expect(not other.took_over and other.log.head.held > 0, "nobody took it over")
             expect_equal(other.log.head.fence, first.log.head.fence, "the fence stays")
-            expect_equal(
-                (other.log.head.attempts, other.log.head.version), (1, 1), "the counts too"
-            )
+            head = other.log.head
+            expect_equal((head.attempts, head.version), (1, 1), "the counts too")
     await add(site.store, first, 3, "three")
 
 
@@ -214,8 +213,14 @@ async def restarts_begin_anew(site: JournalSite) -> None:
     second = await held(journal, owner="second")
     await add(journal, second, 101, "end", owner="second")
     await release(journal, second, 102, owner="second", status="finished", error="e")
-    restart = {"statuses": frozenset[str](), "restart": ENDED, "version": 7}
-    third = await held(journal, owner="third", begin=("new", "too"), **restart)
+    third = await held(
+        journal,
+        owner="third",
+        begin=("new", "too"),
+        statuses=frozenset(),
+        restart=ENDED,
+        version=7,
+    )
     head = third.log.head
     expect_equal((third.before, head.status, head.version), ("finished", "running", 7), "head")
     expect_equal((head.attempts, head.recoveries, head.error), (1, 0, ""), "counts begin anew")

@@ -10,10 +10,10 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 import pytest
+from values import Point
 
 from durable._codec import ArgumentsCodec, return_codec
 from durable._errors import NotSerializableError, StateFormatError
-from values import Point
 
 WHERE = "step 'charge'"
 

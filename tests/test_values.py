@@ -18,10 +18,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from durable._codec import UNKNOWN, TypeCodec
-from durable._errors import NotSerializableError, StateFormatError
-from durable._fingerprint import fingerprint
 from values import (
     Access,
     Box,
@@ -36,6 +32,10 @@ from values import (
     everythings,
     plain_json,
 )
+
+from durable._codec import UNKNOWN, TypeCodec
+from durable._errors import NotSerializableError, StateFormatError
+from durable._fingerprint import fingerprint
 
 WHERE = "step 'charge'"
 SECRET = "hunter2"

@@ -168,9 +168,7 @@ def everythings() -> st.SearchStrategy[Everything]:
         "access": st.sampled_from([Access.READ, Access.WRITE, Access.READ | Access.WRITE]),
         "choice": st.sampled_from(["a", "b", 3]),
         "point": points,
-        "options": st.fixed_dictionaries(
-            {"name": st.text()}, optional={"retries": st.integers()}
-        ),
+        "options": st.fixed_dictionaries({"name": st.text()}, optional={"retries": st.integers()}),
         "money": st.none() | moneys(),
         "box": st.builds(Box, st.none() | st.integers()),
         "pet": st.builds(Cat, st.integers()) | st.builds(Dog, st.text()),
