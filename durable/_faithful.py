@@ -220,7 +220,7 @@ def has_fields(value: object) -> bool:
         hasattr(kind, "__struct_fields__")
         or hasattr(kind, "__dataclass_fields__")
         or hasattr(kind, "__attrs_attrs__")
-        or hasattr(kind, "__pydantic_fields__")
+        or hasattr(kind, "__pydantic_fields_set__")
     )
 
 

@@ -339,7 +339,7 @@ def _fields_of(value: object) -> list[_Field] | None:
     kind = cast("Any", type(value))
     if hasattr(kind, "__struct_fields__"):
         return _struct_fields(value)
-    if hasattr(kind, "__pydantic_fields__") and hasattr(kind, "model_fields"):
+    if hasattr(kind, "__pydantic_fields_set__"):
         return _model_fields(value)
     if hasattr(kind, "__dataclass_fields__"):
         return _dataclass_fields(value)
@@ -398,7 +398,7 @@ def _attrs_fields(value: Any) -> list[_Field]:
 
 def _model_fields(value: Any) -> list[_Field]:
     found: list[_Field] = []
-    fields: Mapping[str, Any] = cast("Any", type(value)).__pydantic_fields__
+    fields: Mapping[str, Any] = cast("Any", type(value)).model_fields
     for name, field in fields.items():
         default: Any = _NO_DEFAULT
         if not field.is_required():

@@ -1,12 +1,13 @@
-"""How ``KeyValueJournal`` reaches the user's store: one gate for errors, and a lock for any loop."""
+"""How ``KeyValueJournal`` reaches the user's store: a gate for errors, and turns for any loop."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from durable._errors import DurableError, StateFormatError, StoreError
 from durable.store import KeyValueStore
@@ -138,3 +139,48 @@ class AnyLoopLock:
             self.release()
         else:
             granted.set_result(None)
+
+
+class Turns:
+    """Lets one piece of work at a time go on for each run; keeps what runs in the background."""
+
+    def __init__(self) -> None:
+        self._locks: weakref.WeakValueDictionary[str, AnyLoopLock] = weakref.WeakValueDictionary()
+        self._mutex = threading.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def alone(self, run_id: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return ``work()``, during which nobody else works on the run.
+
+        Whoever waits for it may be cancelled; the work then goes on to its end all the same, so
+        that no write is still on its way when the next one starts.
+        """
+        with self._mutex:
+            lock = self._locks.get(run_id)
+            if lock is None:
+                lock = self._locks[run_id] = AnyLoopLock()
+        await lock.acquire()
+        return await asyncio.shield(self.begin(work(), lock.release))
+
+    def begin(
+        self, work: Coroutine[Any, Any, T], then: Callable[[], None] | None = None
+    ) -> asyncio.Task[T]:
+        """Start ``work`` in a task of its own, and call ``then`` when it's done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[T]) -> None:
+            self._tasks.discard(task)
+            if then is not None:
+                then()
+            if not task.cancelled():
+                task.exception()  # whoever waited for it may have been cancelled
+
+        task.add_done_callback(done)
+        return task
+
+    async def settle(self) -> None:
+        """Wait until what was begun in this event loop is done."""
+        loop = asyncio.get_running_loop()
+        while tasks := [task for task in list(self._tasks) if task.get_loop() is loop]:
+            await asyncio.wait(tasks)

@@ -12,19 +12,15 @@ the fence of who wrote them, so even then a late writer can't mix its lines into
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
 
 import msgspec
 
 from durable._clock import clock, owner_id
 from durable._errors import LeaseLostError, RunBusyError, StateFormatError, StoreError
-from durable._kv_gate import AnyLoopLock, Gate, gathered
+from durable._kv_gate import Gate, Turns, gathered
 from durable._kv_run import KvRun, log
 from durable._kv_segments import Keys, StoredHead, read_head
 from durable._leases import (
@@ -53,8 +49,6 @@ from durable.store import (
     RunLog,
 )
 
-T = TypeVar("T")
-
 _GUARANTEES = Guarantees(
     leases="process",
     note="as durable as the store's own writes; its leases are known to this process alone",
@@ -78,9 +72,7 @@ class KeyValueJournal:
         self._keys = Keys(prefix)
         self._token = owner_id()
         self._live: dict[str, KvRun] = {}
-        self._locks: weakref.WeakValueDictionary[str, AnyLoopLock] = weakref.WeakValueDictionary()
-        self._mutex = threading.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._turns = Turns()
         self._orphans_left = True
 
     def __repr__(self) -> str:
@@ -93,15 +85,13 @@ class KeyValueJournal:
 
     async def settle(self) -> None:
         """Wait until the work in the background (merging, deleting old keys) is done."""
-        loop = asyncio.get_running_loop()
-        while tasks := [task for task in self._tasks if task.get_loop() is loop]:
-            await asyncio.wait(tasks)
+        await self._turns.settle()
 
     # The journal.
 
     async def claim(self, claim: Claim) -> Claimed | None:
         """Claim a run, creating it if need be."""
-        return await self._alone(claim.run_id, lambda: self._claim(claim))
+        return await self._turns.alone(claim.run_id, lambda: self._claim(claim))
 
     async def _claim(self, claim: Claim) -> Claimed | None:
         now = clock().time()
@@ -147,7 +137,7 @@ class KeyValueJournal:
         async def one(run_id: str) -> list[int | Refusal]:
             members = [batch[place] for place in places[run_id]]
             try:
-                return await self._alone(run_id, lambda: self._append(run_id, members))
+                return await self._turns.alone(run_id, lambda: self._append(run_id, members))
             except StateFormatError as error:
                 return [error] * len(members)
 
@@ -206,7 +196,7 @@ class KeyValueJournal:
 
     async def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run on. Written down only if the run's expiry moves with it."""
-        return await self._alone(run_id, lambda: self._renew(run_id, owner, fence, lease))
+        return await self._turns.alone(run_id, lambda: self._renew(run_id, owner, fence, lease))
 
     async def _renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         now = clock().time()
@@ -224,7 +214,7 @@ class KeyValueJournal:
 
     async def read(self, run_id: str, *, after: int = 0) -> RunLog | None:
         """Return the run, or None."""
-        return await self._alone(run_id, lambda: self._read(run_id, after))
+        return await self._turns.alone(run_id, lambda: self._read(run_id, after))
 
     async def _read(self, run_id: str, after: int) -> RunLog | None:
         now = clock().time()
@@ -233,7 +223,7 @@ class KeyValueJournal:
 
     async def deposit(self, run_id: str, key: str, value: str) -> Deposit | None:
         """Put ``value`` into the run's inbox; the first one wins."""
-        return await self._alone(run_id, lambda: self._deposit(run_id, key, value))
+        return await self._turns.alone(run_id, lambda: self._deposit(run_id, key, value))
 
     async def _deposit(self, run_id: str, key: str, value: str) -> Deposit | None:
         run = await self._find(run_id, clock().time())
@@ -294,7 +284,7 @@ class KeyValueJournal:
 
     async def delete_run(self, run_id: str, *, held: bool = False) -> bool:
         """Remove a run; return whether it was there."""
-        return await self._alone(run_id, lambda: self._delete(run_id, held))
+        return await self._turns.alone(run_id, lambda: self._delete(run_id, held))
 
     async def _delete(self, run_id: str, held: bool) -> bool:
         now = clock().time()
@@ -318,7 +308,7 @@ class KeyValueJournal:
                 now = clock().time()
                 if removed < limit and head is not None and is_expired(head.row, now):
                     run_id = head.row.run_id
-                    await self._alone(run_id, partial(self._find, run_id, now))
+                    await self._turns.alone(run_id, partial(self._find, run_id, now))
                     removed += 1
         return removed + await self._purge_orphans(limit - removed)
 
@@ -335,34 +325,7 @@ class KeyValueJournal:
         self._orphans_left = len(orphans) > limit
         return len(orphans[:limit])
 
-    # One run at a time.
-
-    async def _alone(self, run_id: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return ``work()``, during which nobody else works on the run.
-
-        Whoever waits for it may be cancelled; the work then goes on to its end all the same, so
-        that no write is still on its way when the next one starts.
-        """
-        with self._mutex:
-            lock = self._locks.get(run_id)
-            if lock is None:
-                lock = self._locks[run_id] = AnyLoopLock()
-        await lock.acquire()
-        return await asyncio.shield(self._begin(work(), lock))
-
-    def _begin(self, work: Coroutine[Any, Any, T], lock: AnyLoopLock) -> asyncio.Task[T]:
-        """Start ``work``; give ``lock`` back when it's done."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-
-        def done(task: asyncio.Task[T]) -> None:
-            self._tasks.discard(task)
-            lock.release()
-            if not task.cancelled():
-                task.exception()  # whoever waited for it may have been cancelled
-
-        task.add_done_callback(done)
-        return task
+    # Finding a run.
 
     async def _find(self, run_id: str, now: float) -> KvRun | None:
         """Return the run as it stands; None if there is none, or it has expired."""
@@ -392,9 +355,9 @@ class KeyValueJournal:
                 # Another process may have begun a new epoch between the two looks.
                 if await self._gate.get(self._keys.head(run_id)) == text:
                     raise
-        if known is not None and owns(run.row, known.row.owner, known.row.fence):
-            if run.row.lease_until > 0:
-                run.row.lease_until = max(run.row.lease_until, known.row.lease_until)
+        same = known is not None and owns(run.row, known.row.owner, known.row.fence)
+        if known is not None and same and run.row.lease_until > 0:
+            run.row.lease_until = max(run.row.lease_until, known.row.lease_until)
         self._keep(run_id, run)
         return run
 
@@ -426,9 +389,9 @@ class KeyValueJournal:
     def _tidy(self, run: KvRun) -> None:
         """Start whatever can be done after the answer: merging, and deleting old keys."""
         if run.leftovers:
-            self._begin(run.sweep(), AnyLoopLock())
+            self._turns.begin(run.sweep())
         if self._live.get(run.row.run_id) is run and run.wants_merge():
-            self._begin(run.merge(), run.merging)
+            self._turns.begin(run.merge(), run.merging.release)
 
 
 async def _is_recorded(run: KvRun, member: Append) -> bool:

@@ -190,7 +190,8 @@ def _pieces(head: StoredHead, names: Sequence[str], leftovers: list[str]) -> Ite
         found = _PART.fullmatch(name)
         if found is None:
             raise _broken(head.row.run_id, f"the key's name {name!r} is none of this format")
-        part = Part(*map(int, found.groups()))
+        first, last, level, fence = map(int, found.groups())
+        part = Part(first, last, level, fence)
         late = part.first > head.base and part.fence < head.row.fence
         if late or part.last < head.row.first:
             leftovers.append(name)

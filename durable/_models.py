@@ -103,7 +103,7 @@ def _unset_fields(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str
 def _inside(value: Any) -> list[tuple[str | int, Any]]:
     kind = cast("Any", type(value))
     if _is_model_class(kind):
-        return [(name, vars(value)[name]) for name in kind.__pydantic_fields__]
+        return [(name, vars(value)[name]) for name in kind.model_fields]
     if hasattr(kind, "__dataclass_fields__"):
         return [(name, getattr(value, name, None)) for name in kind.__dataclass_fields__]
     if isinstance(value, Mapping):

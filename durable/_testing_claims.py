@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from durable._errors import LeaseLostError
 from durable._testing_log import ENDED, OPEN, JournalSite, add, adding, claim_of, held, log_of
@@ -66,7 +67,13 @@ async def held_runs_are_refused(site: JournalSite) -> None:
     first = await held(site.store)
     await add(site.store, first, 2, "two")
     second = await site.second()
-    for changes in ({}, {"restart": OPEN | ENDED}, {"begin": ()}, {"reset": True, "version": 9}):
+    variants: list[dict[str, Any]] = [
+        {},
+        {"restart": OPEN | ENDED},
+        {"begin": ()},
+        {"reset": True, "version": 9},
+    ]
+    for changes in variants:
         other = await second.claim(claim_of(owner="second", **changes))
         expect(other is not None and not other.granted, f"a held run is refused ({changes})")
         if other is not None:
@@ -97,7 +104,8 @@ async def one_of_many_claims_wins(site: JournalSite) -> None:
 async def other_names_are_refused(site: JournalSite) -> None:
     """A claim under another function's name is not granted, whatever else it says."""
     await release(site.store, await held(site.store))
-    for changes in ({}, {"restart": OPEN}, {"unheld": True}):
+    variants: list[dict[str, Any]] = [{}, {"restart": OPEN}, {"unheld": True}]
+    for changes in variants:
         other = await site.store.claim(claim_of(owner="second", name="Job", **changes))
         expect(other is not None and not other.granted, f"another name is refused ({changes})")
         expect(other is not None and other.log.head.name == "job", "the recorded name is told")
@@ -127,7 +135,8 @@ async def claims_are_repeatable(site: JournalSite) -> None:
     """The present owner's claim, sent again, is granted as it was; nothing changes."""
     first = await held(site.store)
     await add(site.store, first, 2, "two", head=HeadChange(version=2))
-    for changes in ({}, {"restart": OPEN}, {"begin": ("other",), "reset": True}):
+    variants: list[dict[str, Any]] = [{}, {"restart": OPEN}, {"begin": ("other",), "reset": True}]
+    for changes in variants:
         again = await site.store.claim(claim_of(**changes))
         expect(again is not None and again.granted, f"the owner's claim is granted ({changes})")
         if again is not None:
@@ -167,7 +176,9 @@ async def fences_outlive_runs(site: JournalSite) -> None:
     second = await held(journal, owner="second", begin=("new",))
     expect(second.log.head.fence > first.log.head.fence, "the fence outlives the deletion")
     expect_equal((second.before, second.log.head.attempts), (None, 1), "it is a new run")
-    expect_equal((second.log.inbox, second.log.head.inbox), ({}, 0), "its inbox is empty")
+    expect_equal(
+        (second.log.inbox, second.log.head.inbox), (dict[str, str](), 0), "its inbox is empty"
+    )
     await refused_everywhere(journal, first)
     await add(journal, second, 2, "two", owner="second")
     expect_equal(await log_of(journal), ["new", "two"], "nothing of the old log comes back")

@@ -67,6 +67,7 @@ async def log_of(journal: Journal, run_id: str = "run", log: RunLog | None = Non
         lines += page.lines
         position = page.first + len(page.lines)
         expect(bool(page.lines) or not page.more, "a page that isn't the last one has lines")
+        expect(len(lines) < 100_000, "a log comes to an end")
         if not page.more:
             return lines
         page = await journal.read(run_id, after=position - 1)

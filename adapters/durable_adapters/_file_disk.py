@@ -1,37 +1,41 @@
 """Folders, locks, durable writes and the clock of a file store."""
 
+# Made for each write or each file: a Path would cost as much as the calls themselves.
+# ruff: noqa: PTH108
+
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
 from durable._errors import DurableError, StoreError
 
-try:
+if sys.platform != "win32":
     import fcntl
     import resource
-except ImportError:  # pragma: no cover - not a POSIX system
-    fcntl = resource = None  # type: ignore[assignment]
 
 #: Every status a run can have: each has a folder of markers.
 STATUSES = ("pending", "running", "paused", "failed", "finished", "cancelled")
+#: Seconds between two looks for expired data.
+_PURGE_EVERY = 60.0
 #: Milliseconds to wait at most for a fence to be in the past before its run is forgotten.
 _FENCE_PAUSES = 100
 
 
 def check_locks(folder: str) -> None:
     """Raise ``StoreError`` on a system without POSIX file locks."""
-    if fcntl is None:
+    if sys.platform == "win32":
         raise StoreError("open", folder, "a file store needs POSIX file locks (fcntl)")
 
 
 @contextmanager
-def gate(operation: str, key: str) -> Iterator[None]:
+def gate(operation: str, key: str) -> Generator[None, None, None]:
     """Let the system's errors leave as ``StoreError``: the only place that maps them."""
     try:
         yield
@@ -44,7 +48,7 @@ def gate(operation: str, key: str) -> Iterator[None]:
 
 def sync(fd: int) -> None:
     """Return when the file's data and size are on the disk."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync stops at the drive's cache
+    if sys.platform == "darwin":  # fsync stops at the drive's cache there
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fdatasync(fd)
@@ -109,6 +113,7 @@ class Disk:
         self.lock_timeout = lock_timeout
         self._folder = folder
         self._clock = -1
+        self._next_purge = 0.0
         self._guard = threading.Lock()
 
     def run_path(self, name: str) -> str:
@@ -133,11 +138,30 @@ class Disk:
         os.utime(self._clock)
         return os.fstat(self._clock).st_mtime
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close what is open."""
         if self._clock >= 0:
             os.close(self._clock)
             self._clock = -1
+
+    def is_purge_due(self) -> bool:
+        """Return whether expired data should be looked for: once a minute, by any process."""
+        now = self.now()
+        if now < self._next_purge:
+            return False
+        self._next_purge = now + _PURGE_EVERY
+        path = Path(f"{self.root}/.purged")
+        try:
+            due = path.stat().st_mtime + _PURGE_EVERY <= now
+        except FileNotFoundError:
+            due = False
+            path.touch(0o600)
+        if due:
+            os.utime(path)
+        return due
 
     def prepare(self) -> None:
         """Create the folders that are missing."""
@@ -154,7 +178,7 @@ class Disk:
             sync_folder(path)
 
     @contextmanager
-    def new_file(self, data: bytes) -> Iterator[tuple[int, str]]:
+    def new_file(self, data: bytes) -> Generator[tuple[int, str], None, None]:
         """Give a new durable file with ``data``: locked, open, and its path.
 
         Its name is temporary: a file that wasn't renamed meanwhile is removed. Closing it is
@@ -203,7 +227,7 @@ class Disk:
             time.sleep(0.001)
 
     @contextmanager
-    def value_lock(self, name: str) -> Iterator[None]:
+    def value_lock(self, name: str) -> Generator[None, None, None]:
         """Keep every other writer away from the value called ``name``."""
         self.prepare()
         shard = f"{self.locks}/{crc32(name.encode()) % 64:02d}"

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from zlib import crc32
 
 import msgspec
@@ -36,7 +37,11 @@ _STATIC = len(MAGIC) + 16
 HEADER = _STATIC + 1 + 8 + 1 + 24 + 1 + 24 + 1 + 9
 #: Bytes of a line behind its text: a space, the checksum, the line's end.
 _SEAL = 10
+#: Where a head begins, behind one column of fixed width, and a log's line, behind two.
+_HEAD = 2 + 9 + 1
+_TEXT = _HEAD + 11 + 1
 _FINAL = b"RH"
+_RECORDS = frozenset("Rr")
 
 _encode = msgspec.json.Encoder().encode
 _decode_head = msgspec.json.Decoder(HeadRow).decode
@@ -108,23 +113,36 @@ def last_operation(data: bytes) -> int:
 def record_lines(data: bytes) -> list[str]:
     """Return the log's lines in ``data``, whole checked lines of a run's file."""
     rows = data.decode().split("\n")
-    return [row.split(" ", 3)[3][:-9] for row in rows if row[:1] in ("R", "r")]
+    return [row[_TEXT:-9] for row in rows if row[:1] in _RECORDS]
+
+
+def _number_at(data: bytes, at: int, width: int) -> int:
+    """Return the number in the column at ``at``."""
+    return int(data[at : at + width])
 
 
 class Tape:
     """Where a run's file ends and what it says up to there, without the log's lines.
 
-    ``crc`` is what the next line's checksum starts from, ``end`` the size in bytes, ``count`` the
-    number of lines. ``head_at`` is the place of the last head, ``head_crc`` its checksum.
+    ``crc`` is what the next line's checksum starts from, ``end`` the size in bytes.
+    ``head_at`` is the place of the last head, ``head_crc`` its checksum.
     """
 
-    __slots__ = ("count", "crc", "end", "file_id", "head_at", "head_crc", "inbox", "row", "sequence")
+    __slots__ = (
+        "crc",
+        "end",
+        "file_id",
+        "head_at",
+        "head_crc",
+        "inbox",
+        "row",
+        "sequence",
+    )
 
     def __init__(self, file_id: bytes) -> None:
         self.file_id = file_id
         self.crc = crc32(MAGIC + file_id)
         self.end = HEADER
-        self.count = 1
         self.row: HeadRow | None = None
         self.head_at = 0
         self.head_crc = b"-" * 8
@@ -140,7 +158,8 @@ class Tape:
         for at, line in enumerate(lines):
             self.sequence += 1
             kind = "R" if at == last else "r"
-            parts.append(self._seal(f"{kind} {self.sequence} {self.head_at} {line} ".encode()))
+            text = f"{kind} {self.sequence:>9} {self.head_at:>11} {line} "
+            parts.append(self._seal(text.encode()))
         return b"".join(parts)
 
     def add_deposit(self, key: str, value: str) -> bytes:
@@ -151,7 +170,7 @@ class Tape:
     def add_head(self, row: HeadRow) -> bytes:
         """Let ``row`` be the head from here on."""
         self.row, self.head_at = row, self.end
-        line = self._seal(b"H %d %s " % (self.sequence, _encode(row)))
+        line = self._seal(b"H %9d %s " % (self.sequence, _encode(row)))
         self.head_crc = line[-9:-1]
         return line
 
@@ -160,7 +179,6 @@ class Tape:
         field = b"%08x\n" % crc
         self.crc = crc32(field, crc)
         self.end += len(text) + 9
-        self.count += 1
         return text + field
 
     # Reading.
@@ -170,24 +188,27 @@ class Tape:
 
         Raises ``StateFormatError`` that names the line which can't be trusted.
         """
-        self.crc, before = self.check(data, path), self.count
+        crc = self.check(data, path)
         try:
-            self._take_head(data, data.rfind(b"\nH ") + 1)
-            self.sequence = int(data[data.rfind(b"\n", 0, -1) + 1 :].split(b" ", 2)[1])
-            if data[:2] == b"i " or b"\ni " in data:
-                rows = (row for row in data.split(b"\n") if row[:2] == b"i ")
-                self.inbox.update(_decode_deposit(row[2:-9]) for row in rows)
+            last = data.rfind(b"\n", 0, -1) + 1
+            ends_in_head = data[last] == _FINAL[1]
+            at = last if ends_in_head else _number_at(data, last + _HEAD, 11) - self.end
+            if at >= 0:
+                self._take_head(data, at)
+            self.sequence = _number_at(data, last + 2, 9)
         except (ValueError, IndexError, msgspec.DecodeError) as error:
-            where = f"{path} lines {before + 1} to {before + data.count(10)}"
-            raise StateFormatError(where, "they aren't what this version writes") from error
+            where = f"{path} line {_line_number(path, self.end)} or behind it"
+            raise StateFormatError(where, "it isn't what this version writes") from error
+        self.crc = crc
         self.end += len(data)
-        self.count = before + data.count(b"\n")
 
     def _take_head(self, data: bytes, at: int) -> None:
-        if data[at : at + 2] == b"H ":
-            line = data[at : data.index(b"\n", at)]
-            self.row = _decode_head(line[2:-9].split(b" ", 1)[1])
-            self.head_at, self.head_crc = self.end + at, line[-8:]
+        line = data[at : data.index(b"\n", at)]
+        self.row = _decode_head(line[_HEAD:-9])
+        self.head_at, self.head_crc = self.end + at, line[-8:]
+        if self.row.inbox != len(self.inbox):
+            rows = (row for row in data.split(b"\n") if row[:2] == b"i ")
+            self.inbox.update(_decode_deposit(row[2:-9]) for row in rows)
 
     def check(self, data: bytes, path: str) -> int:
         """Return what a line behind ``data`` starts from; raise ``StateFormatError``.
@@ -197,21 +218,27 @@ class Tape:
         crc = crc32(memoryview(data)[:-9], self.crc)
         field = b"%08x\n" % crc
         if data[-9:] != field:
-            raise StateFormatError(
-                f"{path} line {self.count + self._bad_line(data)}", "its checksum doesn't fit"
-            )
+            number = _line_number(path, self.end) + self._bad_line(data)
+            raise StateFormatError(f"{path} line {number}", "its checksum doesn't fit")
         return crc32(field, crc)
 
     def _bad_line(self, data: bytes) -> int:
+        """Return how many lines of ``data`` come before the first that can't be trusted."""
         crc = self.crc
         rows = data.split(b"\n")[:-1]
-        for number, row in enumerate(rows, 1):
+        for place, row in enumerate(rows):
             crc = crc32(row[:-8], crc)
             field = b"%08x\n" % crc
             if row[-8:] != field[:-1]:
-                return number
+                return place
             crc = crc32(field, crc)
-        return len(rows)
+        return len(rows) - 1
+
+
+def _line_number(path: str, at: int) -> int:
+    """Return the number of the line at ``at`` in the file ``path``."""
+    with Path(path).open("rb") as file:
+        return file.read(at).count(b"\n") + 1
 
 
 def peek(fd: int, size: int, path: str) -> tuple[HeadRow, int]:
@@ -222,15 +249,16 @@ def peek(fd: int, size: int, path: str) -> tuple[HeadRow, int]:
     renewal = parse_header(read_at(fd, HEADER, 0), path)
     at, line = _last_line(fd, size, path, crc32(MAGIC + renewal.file_id))
     try:
-        sequence = int(line.split(b" ", 2)[1])
+        sequence = _number_at(line, 2, 9)
         if line[:1] == b"R":
-            at = int(line.split(b" ", 3)[2])
+            at = _number_at(line, _HEAD, 11)
             line = _line_at(fd, at, size, path, crc32(MAGIC + renewal.file_id))
-        row = _decode_head(line[2:-10].split(b" ", 1)[1])
+        row = _decode_head(line[_HEAD:-10])
     except (ValueError, IndexError, msgspec.DecodeError) as error:
         if isinstance(error, StateFormatError):
             raise
-        raise StateFormatError(f"{path} at byte {at}", "it isn't what this version writes") from error
+        where = f"{path} at byte {at}"
+        raise StateFormatError(where, "it isn't what this version writes") from error
     if renewal.head == line[-9:-1]:
         row.lease_until, row.expires_at = renewal.lease_until, renewal.expires_at
     return row, sequence

@@ -86,9 +86,9 @@ class _Gathering(Generic[T]):
         return done
 
 
-def _settle_in(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T]) -> (
-    Callable[[object, BaseException | None], None]
-):
+def _settle_in(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[T]
+) -> Callable[[object, BaseException | None], None]:
     def set_outcome(result: object, error: BaseException | None) -> None:
         if future.done():
             return

@@ -1,10 +1,13 @@
 """One run's file: opened, locked, read, and written at its end."""
 
+# Made for each write or each file: a Path would cost as much as the calls themselves.
+# ruff: noqa: PTH104, PTH108, PTH116
+
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 
@@ -131,6 +134,9 @@ class RunFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.rest()
 
     def close(self) -> None:
         """Close the file and forget what it says."""
@@ -313,15 +319,15 @@ class RunFiles:
         self._disk = disk
         self._most_open = most_open
         self._guard = Lock()
+        self._closed = False
         self._open: OrderedDict[str, RunFile] = OrderedDict()
         self._resting: OrderedDict[str, RunFile] = OrderedDict()
 
     @contextmanager
-    def locked(self, run_id: str, *, keep: bool = False) -> Iterator[RunFile | None]:
+    def locked(self, run_id: str, *, keep: bool = False) -> Generator[RunFile | None, None, None]:
         """Give the run's file, locked; None if there is none.
 
-        Two calls for one run must not overlap in this process. With ``keep`` the file of a run
-        that is held afterwards stays open for the next operation.
+        With ``keep`` the file of a run that is held afterwards stays open for the next operation.
         """
         with self._guard:
             known = self._open.pop(run_id, None) or self._resting.pop(run_id, None)
@@ -343,18 +349,24 @@ class RunFiles:
     def keep(self, run: RunFile) -> None:
         """Keep an unlocked file open, and close the one that was longest unused."""
         with self._guard:
-            self._open[run.run_id] = run
-            if len(self._open) <= self._most_open:
+            if self._closed:
+                run.close()
                 return
-            run_id, oldest = self._open.popitem(last=False)
-            self._resting[run_id] = oldest
+            other = self._open.pop(run.run_id, None)
+            if other is not None:
+                other.close()
+            self._open[run.run_id] = run
+            if len(self._open) > self._most_open:
+                run_id, oldest = self._open.popitem(last=False)
+                oldest.rest()
+                self._resting[run_id] = oldest
             if len(self._resting) > _REMEMBERED:
                 self._resting.popitem(last=False)
-            oldest.rest()
 
     def close(self) -> None:
-        """Close everything that isn't in use."""
+        """Close everything that isn't in use, and from now on whatever is given back."""
         with self._guard:
+            self._closed = True
             for run in self._open.values():
                 run.close()
             self._open.clear()

@@ -23,7 +23,7 @@ from durable_adapters._file_run import RunFile, RunFiles
 
 
 class Runs:
-    """What a journal does with single runs; operations on one run must not overlap."""
+    """What a journal does with single runs."""
 
     def __init__(self, disk: Disk, files: RunFiles) -> None:
         self._disk = disk

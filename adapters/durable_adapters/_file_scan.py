@@ -1,10 +1,12 @@
 """What concerns all runs of a file store: listing them, and clearing away what has expired."""
 
+# Made for each write or each file: a Path would cost as much as the calls themselves.
+# ruff: noqa: PTH108, PTH116, PTH208
+
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from random import shuffle
 
@@ -19,7 +21,6 @@ from durable_adapters._file_values import Values
 
 #: Seconds after which a file that a crash has left over is removed.
 _LEFT_OVER = 3600.0
-_BY_AGE_ONLY = ""
 
 _log = logging.getLogger("durable.store")
 

@@ -1,5 +1,8 @@
 """The five methods and ``swap`` on files: one small JSON file per key."""
 
+# Made for each write or each file: a Path would cost as much as the calls themselves.
+# ruff: noqa: PTH104, PTH108, PTH123, PTH208
+
 from __future__ import annotations
 
 import os
@@ -90,16 +93,24 @@ class Values:
             return True
 
     def keys(self, pattern: str) -> list[str]:
-        """Return the unexpired keys that match ``pattern``, sorted."""
+        """Return the unexpired keys that match ``pattern``, sorted.
+
+        The key of a damaged file is one of them, so that nobody takes it for free.
+        """
         fits = key_matcher(pattern)
         found: list[str] = []
         for name in self.names():
             key = decode_name(name)
             if key is not None and not fits(key):
                 continue
-            live = self._live(name)
-            if live is not None and fits(live.key):
-                found.append(live.key)
+            try:
+                live = self._live(name)
+                key = None if live is None else live.key
+            except StateFormatError:
+                if key is None:
+                    raise
+            if key is not None and fits(key):
+                found.append(key)
         return sorted(found)
 
     def names(self) -> Iterator[str]:
@@ -131,7 +142,7 @@ class Values:
     def _load(self, name: str) -> Value | None:
         path = self._disk.value_path(name)
         try:
-            with open(path, "rb") as file:  # noqa: PTH123 - no Path is made for each of many
+            with open(path, "rb") as file:
                 data = file.read()
         except FileNotFoundError:
             return None

@@ -249,7 +249,7 @@ class _Database:
                 connection, settings.prefix, settings.page_lines, settings.page_text
             )
             self._identity = _identity(settings.path)
-        elif self._identity != _identity(settings.path):
+        elif self._identity is None or self._identity != _identity(settings.path):
             raise StoreError(
                 "open",
                 settings.path,
@@ -277,8 +277,8 @@ class _Database:
             error = StateFormatError(self._settings.path, str(cause))
         else:
             reason = cause.reason if isinstance(cause, StoreError) else str(cause)
-            error = StoreError(job.operation, job.key, reason)
-        error.__cause__ = cause
+            error = StoreError(job.operation, job.key, f"{self._settings.path}: {reason}")
+        error.__cause__ = cause.__cause__ if isinstance(cause, DurableError) else cause
         return error
 
 

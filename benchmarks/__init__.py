@@ -1,0 +1,1 @@
+"""What the library costs, measured against the bare driver in the same run."""
