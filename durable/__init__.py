@@ -11,6 +11,7 @@ where it stopped. From the outside in:
 """
 
 from durable._clock import Clock
+from durable._decorated import DecoratedStep
 from durable._errors import (
     AlreadyAnsweredError,
     DuplicateStepKeyError,
@@ -71,7 +72,7 @@ from durable._retry import Retry
 from durable._run import CurrentRun, current_run
 from durable._runs import RunInfo, Runs
 from durable._state import ResumeState, is_step_complete, parse_state, stringify_state
-from durable._step import DecoratedStep, step
+from durable._step import step
 from durable._worker import RecoveryReport, recover
 from durable.store import Journal, KeyValueStore, open_store, store_from_env
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Callable
 from contextvars import copy_context
@@ -12,7 +11,7 @@ from typing import Any
 import msgspec
 
 from durable._clock import clock
-from durable._codec import UNKNOWN, TypeCodec
+from durable._codec import TypeCodec
 from durable._errors import (
     DuplicateStepKeyError,
     LeaseLostError,
@@ -23,11 +22,12 @@ from durable._errors import (
 from durable._events import StepBegun, StepFailed, StepRetried
 from durable._plan import FunctionPlan
 from durable._records import NOTHING, AttemptRecord, StepRecord, StoredError
-from durable._retry import ONCE, Retry
 from durable._run import Flight
+from durable._settings import StepSettings
 from durable._stored_errors import describe_error, settled_error
 
-#: Failures that another attempt can't mend.
+#: Failures of how steps are used. Another attempt can't mend them, and they are never a step's
+#: final failure: once the code is mended, the step goes well.
 _HOPELESS = (
     DuplicateStepKeyError,
     LeaseLostError,
@@ -36,18 +36,8 @@ _HOPELESS = (
     StepDriftError,
 )
 
-
-class StepSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a step; times in seconds."""
-
-    retry: Retry = ONCE
-    timeout: float | None = None
-    returns: Any = UNKNOWN
-    ttl: float | None = None
-    save_errors: tuple[type[BaseException], ...] = ()
-    name: str = ""
-    aliases: tuple[str, ...] = ()
-    codec: TypeCodec | None = None
+#: Threads at work, by the key of their step.
+Threads = dict[str, asyncio.Future[Any]]
 
 
 class Work:
@@ -100,34 +90,45 @@ async def attempt_until_done(work: Work, flight: Flight, within: str) -> Outcome
 
     Each failed attempt is on record before the next one is waited for.
     """
-    run, monotonic = flight.call.run, clock().monotonic
-    attempt = await _rest_of_wait(work, flight) if flight.call.scope.attempts else 0
+    call = flight.call
+    run = call.run
+    attempt = await _rest_of_wait(work, flight) if call.scope.attempts else 0
     while True:
+        if call.threads:
+            await _rest_for_thread(flight)
         attempt += 1
         if run.observed:
-            await run.publish(
-                StepBegun(
-                    run_id=run.id, step=work.key, path=flight.call.scope.path, attempt=attempt
-                )
-            )
-        started = monotonic()
-        thread: list[asyncio.Future[Any]] = []
+            await _publish_begun(flight, attempt)
+        started = run.monotonic()
         try:
-            if work.plan.is_async and not work.plan.is_nested and work.settings.timeout is None:
+            if work.plan.is_plain and work.settings.timeout is None:
                 value = await work.fn(*work.args, **work.kwargs)
             else:
-                value = await _invoke(work, thread)
+                value = await _invoke(work, call.threads)
             data, value = work.codec.store(value, f"step {work.key!r}")
         except Exception as error:
             outcome = await _failed(work, flight, within, attempt, error, started)
             if outcome is not None:
                 return outcome
         else:
-            record = _record(work, flight, within, attempt, started, run.pack(data))
-            return Outcome(record, value)
-        if thread:
-            # A thread can't be stopped: the next attempt begins when the last one has ended.
-            await asyncio.wait(thread)
+            if flight.cut:
+                raise RunEndedError(run.id, work.key)
+            return Outcome(_record(work, flight, within, attempt, started, run.pack(data)), value)
+
+
+async def attempt_unsaved(work: Work) -> Any:
+    """Return what ``work`` gives, without recording anything; raise its last failure."""
+    retry, threads, attempt = work.settings.retry, Threads(), 0
+    while True:
+        attempt += 1
+        try:
+            return await _invoke(work, threads)
+        except Exception as error:
+            if attempt >= retry.attempts or isinstance(error, _HOPELESS) or not retry.wants(error):
+                raise
+        await clock().sleep(retry.delay(attempt, clock().random()))
+        if threads:
+            await asyncio.wait(threads.values())
 
 
 def _record(
@@ -139,7 +140,8 @@ def _record(
     stored: msgspec.Raw,
     error: StoredError | None = None,
 ) -> StepRecord:
-    run, settings = flight.call.run, work.settings
+    call, ttl = flight.call, work.settings.ttl
+    run = call.run
     now = run.time()
     return StepRecord(
         work.key,
@@ -148,14 +150,19 @@ def _record(
         stored,
         error,
         now,
-        int((clock().monotonic() - started) * 1e6) / 1e6,
+        int((run.monotonic() - started) * 1e6) / 1e6,
         attempt,
-        None if settings.ttl is None else now + settings.ttl,
-        flight.call.options.version,
+        None if ttl is None else now + ttl,
+        call.options.version,
         run.attempt,
         within,
-        flight.call.scope.path,
+        call.scope.path,
     )
+
+
+async def _publish_begun(flight: Flight, attempt: int) -> None:
+    run, path = flight.call.run, flight.call.scope.path
+    await run.publish(StepBegun(run_id=run.id, step=flight.key, path=path, attempt=attempt))
 
 
 async def _rest_of_wait(work: Work, flight: Flight) -> int:
@@ -178,27 +185,35 @@ async def _rest(flight: Flight, delay: float) -> None:
         flight.resting = False
 
 
+async def _rest_for_thread(flight: Flight) -> None:
+    """Return when the thread of an earlier attempt has ended: it can't be stopped."""
+    thread = flight.call.threads.get(flight.key)
+    if thread is None:
+        return
+    flight.resting = True
+    try:
+        await asyncio.wait([thread])
+    finally:
+        flight.resting = False
+
+
 async def _failed(
     work: Work, flight: Flight, within: str, attempt: int, error: Exception, started: float
 ) -> Outcome | None:
     """Record a failed attempt; return its outcome if it is final and saved, None to go on."""
     run, settings = flight.call.run, work.settings
-    if run.writer.failed is not None:
-        raise error
-    if isinstance(error, settings.save_errors):
+    if run.writer.failed is not None or flight.cut:
+        raise error  # it was cut short by the end of the run, so it doesn't count
+    hopeless = isinstance(error, _HOPELESS)
+    if not hopeless and isinstance(error, settings.save_errors):
         stored, raised = settled_error(error, settings.save_errors, work.key)
         record = _record(work, flight, within, attempt, started, NOTHING, stored)
         return Outcome(record, None, raised)
-    again = (
-        attempt < settings.retry.attempts
-        and not isinstance(error, _HOPELESS)
-        and settings.retry.wants(error)
-        and not flight.call.closed
-    )
-    delay = settings.retry.delay(attempt, clock().random()) if again else 0.0
-    await _record_attempt(work, flight, attempt, error, run.time() + delay if again else None)
+    left = not hopeless and attempt < settings.retry.attempts and settings.retry.wants(error)
+    delay = settings.retry.delay(attempt, clock().random()) if left else 0.0
+    await _record_attempt(work, flight, attempt, error, run.time() + delay if left else None)
     path = flight.call.scope.path
-    if not again:
+    if flight.call.closed or not left:
         await run.publish(
             StepFailed(run_id=run.id, step=work.key, path=path, error=error, attempts=attempt)
         )
@@ -232,13 +247,12 @@ async def _record_attempt(
     call.scope.attempts[work.key] = record
 
 
-async def _invoke(work: Work, thread: list[asyncio.Future[Any]]) -> Any:
-    """Call the function; a thread that does its work is put into ``thread``."""
-    timeout = work.settings.timeout
-    if timeout is None:
-        return await call_function(work.plan, work.fn, work.args, work.kwargs, thread)
-    async with asyncio.timeout(timeout):
-        return await call_function(work.plan, work.fn, work.args, work.kwargs, thread)
+async def _invoke(work: Work, threads: Threads) -> Any:
+    """Call the function; a thread that does its work is in ``threads`` until it ends."""
+    if work.settings.timeout is None:
+        return await call_function(work.plan, work.fn, work.args, work.kwargs, threads, work.key)
+    async with asyncio.timeout(work.settings.timeout):
+        return await call_function(work.plan, work.fn, work.args, work.kwargs, threads, work.key)
 
 
 async def call_function(
@@ -246,30 +260,36 @@ async def call_function(
     fn: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    thread: list[asyncio.Future[Any]],
+    threads: Threads,
+    key: str = "",
 ) -> Any:
     """Return what ``fn`` gives: awaited, nested as a child run, or worked out in a thread."""
     if plan.is_nested:
         return await fn.call_nested(args, kwargs)
     if plan.is_async:
         return await fn(*args, **kwargs)
-    loop = asyncio.get_running_loop()
-    call = functools.partial(copy_context().run, _call_in_thread, fn, args, kwargs)
-    future = loop.run_in_executor(None, call)
-    thread[:] = [future]
-    future.add_done_callback(_retrieve)
-    value = await asyncio.shield(future)
-    return await value if inspect.isawaitable(value) else value
+    given_up = False
 
+    def work() -> Any:
+        if given_up:  # it was still waiting for a thread when its caller went
+            return None
+        try:
+            return fn(*args, **kwargs)
+        except StopIteration as error:
+            # It can't pass through a future: whoever waits would wait for ever.
+            raise RuntimeError("a step's function raised StopIteration") from error
 
-def _call_in_thread(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, work)
+    threads[key] = future
+
+    def ended(_: asyncio.Future[Any]) -> None:
+        del threads[key]
+        if not future.cancelled():
+            future.exception()  # nobody may be there to see it
+
+    future.add_done_callback(ended)
     try:
-        return fn(*args, **kwargs)
-    except StopIteration as error:
-        # It can't pass through a future: whoever waits would wait for ever.
-        raise RuntimeError("a step's function raised StopIteration") from error
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
+        value = await asyncio.shield(future)
+    finally:
+        given_up = True
+    return await value if inspect.isawaitable(value) else value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from durable._clock import clock, owner_id
+from durable._clock import owner_id
 from durable._commit import persistently
 from durable._definition import Definition
 from durable._errors import (
@@ -22,13 +23,14 @@ from durable._errors import (
     StateFormatError,
     VersionMismatchError,
 )
-from durable._events import ArgumentsChanged, RunBegun, RunRestarted, RunTakenOver
+from durable._events import ArgumentsChanged, RunBegun, RunRestarted, RunTakenOver, is_wanted
 from durable._format import fold_lines, format_lines
 from durable._options import StateSource
-from durable._records import ENDED, Begin, Ended, Pass, Record, RunRecords
+from durable._records import ENDED, Begin, Ended, Pass, Record, RunRecords, Status, StoredError
 from durable._run import Run, warn
 from durable._session import Session
 from durable._state import ResumeState, state_of, state_records
+from durable._tasks import uninterrupted
 from durable._writer import LogWriter
 from durable.store import Append, Claim, Claimed, HeadChange, Journal, RunLog
 
@@ -47,7 +49,6 @@ class Opened(msgspec.Struct):
     run: Run | None = None
     arguments: Arguments = ((), {})
     ended: Ended | None = None
-    records: RunRecords | None = None
     recoveries: int = 0
 
 
@@ -64,49 +65,70 @@ async def open_run(
     ``VersionMismatchError``, ``StateFormatError`` or ``StoreError``; the run is then as it was.
     """
     session = session or definition.session()
-    claim = await _claim_of(definition, run_id, mode, arguments, session.journal)
-    claimed = await persistently(session.journal.claim, claim)
+    journal = session.journal
+    claim = await _claim_of(definition, run_id, mode, arguments, journal)
+    claimed = await _claim(journal, claim)
     if claimed is None:
         raise RunNotFoundError(run_id)
     if not claimed.granted:
-        return await _refused(definition, session.journal, claimed)
+        return await _refused(definition, journal, claimed, mode)
+    run: Run | None = None
     try:
-        records = await read_records(session.journal, claimed.log)
+        records = await read_records(journal, claimed.log)
         run = _make_run(definition, session, claim, claimed, records)
-    except BaseException:
-        await _give_back(session.journal, claim, claimed)
-        raise
-    try:
         return await _prepare(definition, run, claimed, arguments)
     except BaseException:
-        await run.release(claimed.before or "pending", definition.ttl)
+        await uninterrupted(_give_back(journal, claim, claimed, run))
         raise
+
+
+async def _claim(journal: Journal, claim: Claim) -> Claimed | None:
+    """Return the answer to ``claim``; whoever is cancelled meanwhile leaves no lease behind."""
+    claimed: Claimed | None = None
+
+    async def ask() -> None:
+        nonlocal claimed
+        claimed = await persistently(journal.claim, claim)
+
+    try:
+        await uninterrupted(ask())
+    except asyncio.CancelledError:
+        if claimed is not None and claimed.granted:
+            await uninterrupted(_give_back(journal, claim, claimed, None))
+        raise
+    return claimed
 
 
 async def submit_run(definition: Definition, run_id: str, arguments: Arguments) -> None:
     """Record the run as pending; one that is recorded already is left as it is.
 
     Raises ``NotSerializableError`` if the arguments can't be stored, ``RunMismatchError`` if the
-    id belongs to another function.
+    id belongs to another function, ``RunCancelledError``.
     """
     journal = definition.session().journal
     begin = definition.begin(run_id, *arguments)
     if not begin.arguments:
         definition.stored_arguments(run_id, begin)
+    seed = await _seed_records(definition, run_id, journal)
     claim = Claim(
         run_id=run_id,
         name=definition.name,
         owner=owner_id(),
         lease=0.0,
         statuses=frozenset(),
-        begin=format_lines(run_id, [begin]),
+        begin=format_lines(run_id, [begin, *seed]),
         version=definition.options.version,
         ttl=definition.ttl,
         unheld=True,
     )
     claimed = await persistently(journal.claim, claim)
-    if claimed is not None and claimed.log.head.name != definition.name:
-        raise RunMismatchError(run_id, claimed.log.head.name, definition.name)
+    if claimed is None or claimed.granted:
+        return
+    head = claimed.log.head
+    if head.name != definition.name:
+        raise RunMismatchError(run_id, head.name, definition.name)
+    if head.status == "cancelled":
+        raise RunCancelledError(run_id)
 
 
 async def read_records(journal: Journal, log: RunLog) -> RunRecords:
@@ -136,11 +158,8 @@ async def _claim_of(
 ) -> Claim:
     begin: tuple[str, ...] = ()
     if arguments is not None:
-        first: list[Record] = [definition.begin(run_id, *arguments)]
-        source = definition.options.resume_state
-        if source is not None and await persistently(journal.read, run_id) is None:
-            first += state_records(await _seed(source))
-        begin = format_lines(run_id, first)
+        first = definition.begin(run_id, *arguments)
+        begin = format_lines(run_id, [first, *await _seed_records(definition, run_id, journal)])
     return Claim(
         run_id=run_id,
         name=definition.name,
@@ -155,6 +174,16 @@ async def _claim_of(
     )
 
 
+async def _seed_records(
+    definition: Definition, run_id: str, journal: Journal
+) -> Iterable[Record]:
+    """Return what the option ``resume_state`` gives to a run that has no records yet."""
+    source = definition.options.resume_state
+    if source is None or await persistently(journal.read, run_id) is not None:
+        return ()
+    return state_records(await _seed(source))
+
+
 async def _seed(source: StateSource) -> ResumeState:
     state = source if isinstance(source, ResumeState) else source()
     if inspect.isawaitable(state):
@@ -166,11 +195,13 @@ async def _seed(source: StateSource) -> ResumeState:
     return state
 
 
-async def _refused(definition: Definition, journal: Journal, claimed: Claimed) -> Opened:
+async def _refused(
+    definition: Definition, journal: Journal, claimed: Claimed, mode: Mode
+) -> Opened:
     head = claimed.log.head
     if head.name != definition.name:
         raise RunMismatchError(head.run_id, head.name, definition.name)
-    if head.held > 0 or head.status not in ENDED:
+    if head.held > 0 or head.status not in ENDED or mode == "recover":
         raise RunBusyError(head.run_id, head.held)
     if head.status == "cancelled":
         raise RunCancelledError(head.run_id)
@@ -179,7 +210,7 @@ async def _refused(definition: Definition, journal: Journal, claimed: Claimed) -
         definition.check_codec(head.run_id, records.begin)
     if records.ended is None or records.ended.status != "finished":
         raise StateFormatError(f"run {head.run_id!r}", "it is finished, but has no result")
-    return Opened(ended=records.ended, records=records)
+    return Opened(ended=records.ended)
 
 
 def _make_run(
@@ -223,33 +254,52 @@ def _make_run(
     )
 
 
-async def _give_back(journal: Journal, claim: Claim, claimed: Claimed) -> None:
-    """Release a run whose log can't be read, without writing to the log."""
+async def _give_back(
+    journal: Journal, claim: Claim, claimed: Claimed, run: Run | None
+) -> None:
+    """Release a run that isn't executed after all; its log is left as it is."""
     head = claimed.log.head
-    change = HeadChange(status=claimed.before or "pending", release=True)
-    release = Append(claim.run_id, claim.owner, head.fence, head.sequence + 1, (), change)
+    sequence, error = head.sequence, None
+    if run is not None:
+        await run.let_go()
+        sequence = run.writer.sequence
+        if run.records.ended is not None and run.records.ended.error is not None:
+            error = error_text(run.records.ended.error)
+    status: Status = claimed.before or "pending"
+    change = HeadChange(
+        status="pending" if status in ENDED else status,
+        error=error,
+        release=True,
+        expires_in=claim.ttl,
+    )
+    release = Append(claim.run_id, claim.owner, head.fence, sequence + 1, (), change)
     try:
         await journal.append((release,))
     except DurableError:
         return  # the lease lapses by itself, and the first error is the one to show
 
 
+def error_text(error: StoredError) -> str:
+    """Return what the head says of a failure."""
+    return f"{error.type_name}: {error.message}"[:500]
+
+
 async def _prepare(
     definition: Definition, run: Run, claimed: Claimed, arguments: Arguments | None
 ) -> Opened:
     run.hold()
-    begin = run.begin
-    definition.check_codec(run.id, begin)
-    if begin.version != run.options.version:
-        await _change_version(definition, run, arguments)
+    definition.check_codec(run.id, run.begin)
+    given = arguments
     if arguments is None:
-        arguments = definition.stored_arguments(run.id, begin)
-    elif claimed.before is not None:
-        await _compare_arguments(definition, run, begin, arguments)
+        arguments = definition.stored_arguments(run.id, run.begin)
+    if run.begin.version != run.options.version:
+        await _change_version(definition, run, given)
+    if given is not None and claimed.before is not None:
+        await _compare_arguments(definition, run, given)
     head = claimed.log.head
     if claimed.took_over:
         await run.publish(RunTakenOver(run_id=run.id, fence=run.fence, recoveries=head.recoveries))
-    if run.options.on_event is not None or run.observed:
+    if is_wanted(RunBegun, run.options.on_event):
         state = state_of(run.records.root, definition.name, run.options.version)
         await run.publish(
             RunBegun(run_id=run.id, name=definition.name, attempt=run.attempt, state=state)
@@ -257,13 +307,11 @@ async def _prepare(
     return Opened(run=run, arguments=arguments, recoveries=head.recoveries)
 
 
-async def _compare_arguments(
-    definition: Definition, run: Run, begin: Begin, arguments: Arguments
-) -> None:
-    now = definition.fingerprint_or_nothing(*arguments)
-    if now and begin.fingerprint and now != begin.fingerprint:
-        warn(f"run {run.id!r} was begun with other arguments; it goes on with those of this call")
+async def _compare_arguments(definition: Definition, run: Run, arguments: Arguments) -> None:
+    now, recorded = definition.fingerprint_or_nothing(*arguments), run.begin.fingerprint
+    if now and recorded and now != recorded:
         await run.publish(ArgumentsChanged(run_id=run.id))
+        warn(f"run {run.id!r} was begun with other arguments; it goes on with those of this call")
 
 
 async def _change_version(definition: Definition, run: Run, arguments: Arguments | None) -> None:
@@ -271,7 +319,7 @@ async def _change_version(definition: Definition, run: Run, arguments: Arguments
     policy, begin = run.options.on_version_mismatch, run.begin
     if policy == "raise":
         raise VersionMismatchError(run.id, begin.version, run.options.version)
-    fresh = msgspec.structs.replace(begin, version=run.options.version, at=clock().time())
+    fresh = msgspec.structs.replace(begin, version=run.options.version, at=round(run.time(), 6))
     state = ResumeState()
     if policy == "restart":
         reason = "restart"

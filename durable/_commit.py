@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from durable._clock import clock
@@ -93,18 +93,45 @@ class GroupCommit:
                 pending.resolve(StoreError("append", pending.append.run_id, "the loop has closed"))
             self._waiting.clear()
 
+    async def _append(self, members: list[Append]) -> Sequence[int | Refusal]:
+        try:
+            return await persistently(self._journal.append, members)
+        except asyncio.CancelledError:
+            # The loop is being closed, and runs that are being cancelled wait for this. Whether
+            # the batch was committed is unknown; appending it again is safe, and tells.
+            return await persistently(self._journal.append, members)
+
     async def _commit(self, batch: list[Pending]) -> None:
         members = [pending.append for pending in batch]
         try:
-            outcomes = list(await persistently(self._journal.append, members))
+            outcomes = await self._append(members)
         except BaseException as error:
+            if isinstance(error, Exception):
+                await self._commit_singly(batch, error)
+                return
             for pending in batch:
                 pending.resolve(_as_refusal(error, pending.append.run_id))
-            if not isinstance(error, Exception):
-                raise
-            return
+            raise
         for pending, outcome in zip(batch, outcomes, strict=True):
             pending.resolve(outcome)
+
+    async def _commit_singly(self, batch: list[Pending], error: Exception) -> None:
+        """Commit a batch that failed one by one, so that what can't be written fails alone.
+
+        After two failures in a row the store counts as out of order.
+        """
+        failures = 0 if len(batch) > 1 else 2
+        for pending in batch:
+            if failures < 2:
+                try:
+                    (outcome,) = await self._journal.append([pending.append])
+                except Exception as own:
+                    error, failures = own, failures + 1
+                else:
+                    failures = 0
+                    pending.resolve(outcome)
+                    continue
+            pending.resolve(_as_refusal(error, pending.append.run_id))
 
 
 def _as_refusal(error: BaseException, run_id: str) -> Refusal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,19 +16,39 @@ from durable._options import Options
 from durable._records import NOTHING, Begin
 from durable._run import unpack
 from durable._session import Session, session_for
-from durable.store import ttl_from_env
+from durable.store import KeyValueStore, ttl_from_env
+
+
+class _Place:
+    """Where a function's runs are kept; shared with what is derived from it, so that a store
+    opened for its URL lives as long as any of them."""
+
+    def __init__(self, store: KeyValueStore | str | None) -> None:
+        self.store = store
+        self._session: Session | None = None
+
+    def session(self) -> Session:
+        if self._session is None or self.store is None or isinstance(self.store, str):
+            # A URL may mean another store by now: another folder, environment or process.
+            self._session = session_for(self.store)
+        return self._session
 
 
 class Definition:
     """An async function with its options. ``instance`` is the ``self`` of a bound method."""
 
     def __init__(
-        self, fn: Callable[..., Any], options: Options, instance: object | None = None
+        self,
+        fn: Callable[..., Any],
+        options: Options,
+        instance: object | None = None,
+        origin: Definition | None = None,
     ) -> None:
         self.fn = fn
         self.options = options
         self.instance = instance
-        self._session: Session | None = None
+        derived = origin is not None and origin.options.store is options.store
+        self._place = origin._place if origin and derived else _Place(options.store)
         self._signature: inspect.Signature | None = None
         self._arguments: ArgumentsCodec | None = None
         self._result: TypeCodec | None = None
@@ -48,16 +68,27 @@ class Definition:
 
     def session(self) -> Session:
         """Return the session of the function's store, opened if need be."""
-        store = self.options.store
-        if store is None or isinstance(store, str) or self._session is None:
-            # A URL may mean another store by now: another folder, environment or process.
-            self._session = session_for(store)
-        return self._session
+        return self._place.session()
+
+    def bind(self, instance: object) -> Definition:
+        """Return the same function as a method of ``instance``."""
+        return Definition(self.fn, self.options, instance, self)
+
+    def with_options(self, overrides: Mapping[str, Any]) -> Definition:
+        """Return the same function with other options, checked."""
+        return Definition(self.fn, self.options.replace(overrides), self.instance, self)
 
     @property
     def ttl(self) -> float | None:
         """Seconds after which an abandoned run expires: the option, else the environment's."""
         return self.options.ttl if "ttl" in self.options.given else ttl_from_env()
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The signature that calls must fit, without ``self``."""
+        if self._signature is None:
+            self._signature = inspect.signature(self.bound)
+        return self._signature
 
     @property
     def result(self) -> TypeCodec:
@@ -71,15 +102,13 @@ class Definition:
 
         Raises ``TypeError`` if they have none, or don't fit the function.
         """
-        if self._signature is None:
-            self._signature = inspect.signature(self.bound)
-        return run_fingerprint(self._signature, args, kwargs)
+        return run_fingerprint(self.signature, args, kwargs)
 
     def begin(
         self, run_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str = ""
     ) -> Begin:
         """Return the record that a run with these arguments begins with."""
-        inspect.signature(self.bound).bind(*args, **kwargs)
+        self.signature.bind(*args, **kwargs)
         stored, refusal = NOTHING, ""
         try:
             data = self.arguments.store(args, kwargs, f"the arguments of run {run_id!r}")

@@ -185,9 +185,14 @@ async def publish(event: Event, observer: Observer | None) -> None:
         )
 
 
+def is_wanted(kind: type[Event], observer: Observer | None) -> bool:
+    """Return whether anybody would see an event of this kind."""
+    return observer is not None or logger.isEnabledFor(kind.level)
+
+
 def wants_steps(observer: Observer | None) -> bool:
     """Return whether anybody would see the events of steps."""
-    return observer is not None or logger.isEnabledFor(logging.DEBUG)
+    return is_wanted(StepEvent, observer)
 
 
 class _Sentence:
@@ -229,14 +234,15 @@ class ResumeStateCollector:
     """
 
     def __init__(self) -> None:
+        self._run_id = ""
         self._state = ResumeState()
         self._new: list[StepRecord] = []
 
     def __call__(self, event: Event) -> None:
         """Take note of ``event``."""
         if isinstance(event, RunBegun):
-            self._state, self._new = event.state, []
-        elif isinstance(event, StepCompleted):
+            self._run_id, self._state, self._new = event.run_id, event.state, []
+        elif isinstance(event, StepCompleted) and event.run_id == self._run_id:
             self._new.append(event.record)
 
     def state(self) -> ResumeState:

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from durable._begin import Arguments, Opened
+from durable._begin import Arguments, Opened, error_text
 from durable._definition import Definition
 from durable._errors import DurableError, LeaseLostError
 from durable._events import RunCompleted, RunFailed, RunInterrupted, StepsUnasked
 from durable._records import Ended
 from durable._run import Call, Frame, Run, current_frame, warn
 from durable._stored_errors import describe_error
+from durable._tasks import uninterrupted
 from durable.store import HeadChange
 
-T = TypeVar("T")
-
 _CHILD_IGNORES = frozenset({"store", "lease", "ttl", "keep"})
-
-
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` returns, however often the caller is cancelled meanwhile.
-
-    The cancellation is raised when the work is done.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
 
 
 async def execute_run(definition: Definition, opened: Opened) -> Any:
@@ -48,18 +23,19 @@ async def execute_run(definition: Definition, opened: Opened) -> Any:
     run = opened.run
     if run is None:
         raise DurableError("there is no pass to execute")
+    ttl = definition.ttl
     try:
         value = await _call(definition, run.root, opened.arguments)
         data, value = definition.result.store(value, f"the result of run {run.id!r}")
         await _report_unasked(run)
     except asyncio.CancelledError:
-        await uninterrupted(_interrupted(run))
+        await uninterrupted(_interrupted(run, ttl))
         raise
     except Exception as error:
-        await uninterrupted(_failed(run, error))
+        await uninterrupted(_failed(run, error, ttl))
         raise
     except BaseException:
-        await uninterrupted(_interrupted(run))
+        await uninterrupted(_interrupted(run, ttl))
         raise
     await uninterrupted(_finished(run, data))
     return value
@@ -80,10 +56,10 @@ class ParkedError(DurableError):
         )
 
 
-async def park(run: Run, recoveries: int) -> None:
+async def park(definition: Definition, run: Run, recoveries: int) -> None:
     """Mark the run as failed instead of executing it, and raise ``ParkedError``."""
     error = ParkedError(run.id, recoveries)
-    await uninterrupted(_failed(run, error))
+    await uninterrupted(_failed(run, error, definition.ttl))
     raise error
 
 
@@ -139,30 +115,30 @@ async def _report_unasked(run: Run) -> None:
 async def _finished(run: Run, data: bytes) -> None:
     record = Ended(status="finished", at=round(run.time(), 6), stored=run.pack(data))
     change = HeadChange(status="finished", release=True, expires_in=run.options.keep)
-    await _end(run, record, change)
+    try:
+        await _end(run, record, change)
+    except DurableError as error:
+        await run.publish(RunFailed(run_id=run.id, name=run.options.name, error=error))
+        raise
     await run.publish_saved()
     await run.publish(RunCompleted(run_id=run.id, name=run.options.name))
 
 
-async def _failed(run: Run, error: Exception) -> None:
-    if run.writer.failed is None:
-        stored = describe_error(error)
-        record = Ended(status="failed", at=round(run.time(), 6), error=stored)
-        change = HeadChange(
-            status="failed",
-            error=f"{stored.type_name}: {stored.message}"[:500],
-            release=True,
-            expires_in=run.begin.ttl,
-        )
-        try:
-            await _end(run, record, change)
-        except DurableError as failure:
-            raise failure from error
-    else:
-        if isinstance(run.writer.failed, LeaseLostError):
-            await run.lose(run.writer.failed)
-        await run.release("running", run.begin.ttl)
-    await run.publish(RunFailed(run_id=run.id, name=run.options.name, error=error))
+async def _failed(run: Run, error: Exception, ttl: float | None) -> None:
+    """Record the failure; raise what kept it from being recorded, unless it was just that."""
+    stored = describe_error(error)
+    record = Ended(status="failed", at=round(run.time(), 6), error=stored)
+    change = HeadChange(status="failed", error=error_text(stored), release=True, expires_in=ttl)
+    try:
+        await _end(run, record, change)
+    except DurableError as failure:
+        if isinstance(error, type(failure)):
+            return
+        if failure.__cause__ is None:
+            failure.__cause__ = error
+        raise
+    finally:
+        await run.publish(RunFailed(run_id=run.id, name=run.options.name, error=error))
 
 
 async def _end(run: Run, record: Ended, change: HeadChange) -> None:
@@ -173,6 +149,6 @@ async def _end(run: Run, record: Ended, change: HeadChange) -> None:
         raise
 
 
-async def _interrupted(run: Run) -> None:
-    await run.release("pending", run.begin.ttl)
+async def _interrupted(run: Run, ttl: float | None) -> None:
+    await run.release("pending", ttl)
     await run.publish(RunInterrupted(run_id=run.id, name=run.options.name))

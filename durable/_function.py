@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from durable._attempt import StepSettings, Work
+from durable._attempt import Work
 from durable._begin import Arguments, Mode, Opened, open_run, submit_run
 from durable._codec import TypeCodec
 from durable._definition import Definition
@@ -22,6 +24,7 @@ from durable._perform import perform
 from durable._plan import Nestable
 from durable._run import current_frame, unpack
 from durable._session import Session
+from durable._settings import PLAIN
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +53,7 @@ class DurableFunction(Nestable, Generic[P, R]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        definition = self._definition
-        return DurableFunction[Any, R](Definition(definition.fn, definition.options, instance))
+        return DurableFunction[Any, R](self._definition.bind(instance))
 
     @property
     def name(self) -> str:
@@ -73,9 +75,7 @@ class DurableFunction(Nestable, Generic[P, R]):
 
         Raises ``TypeError`` or ``ValueError`` for what isn't an option or its value.
         """
-        definition = self._definition
-        options = definition.options.replace(overrides)
-        return DurableFunction(Definition(definition.fn, options, definition.instance))
+        return DurableFunction(self._definition.with_options(overrides))
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run under an id made of the name and the arguments' fingerprint.
@@ -92,7 +92,7 @@ class DurableFunction(Nestable, Generic[P, R]):
         if frame is not None:
             plan = frame.call.run.plans.get(self)
             fingerprint = run_id.rpartition(":")[2]
-            work = Work(StepSettings(), run_id, plan, self, args, kwargs, fingerprint)
+            work = Work(PLAIN, run_id, plan, self, args, kwargs, fingerprint)
             nested: R = await perform(frame, work)
             return nested
         result: R = await self._joined(run_id, (args, kwargs))
@@ -125,7 +125,8 @@ class DurableFunction(Nestable, Generic[P, R]):
         """Record the run durably without executing it; ``recover`` or a worker picks it up.
 
         Does nothing if the run is recorded already. Raises ``NotSerializableError`` if the
-        arguments can't be stored, ``RunMismatchError`` if the id belongs to another function.
+        arguments can't be stored, ``RunMismatchError`` if the id belongs to another function,
+        ``RunCancelledError``.
         """
         await submit_run(self._definition, check_id(run_id, "a run id"), (args, kwargs))
 
@@ -152,7 +153,7 @@ class DurableFunction(Nestable, Generic[P, R]):
             opened = await open_run(definition, run_id, mode, arguments, session)
             if opened.run is not None:
                 if mode == "recover" and opened.recoveries > definition.options.max_recoveries:
-                    await park(opened.run, opened.recoveries - 1)
+                    await park(definition, opened.run, opened.recoveries - 1)
                 return await execute_run(definition, opened)
             return await self._stored(run_id, opened)
         finally:
@@ -170,15 +171,18 @@ class DurableFunction(Nestable, Generic[P, R]):
         )
 
     async def _joined(self, run_id: str, arguments: Arguments) -> Any:
-        """Run it, or join the call that is running it in this loop."""
-        calls = self._definition.session().here().calls
-        while (leader := calls.get(run_id)) is not None:
-            outcome = await asyncio.shield(leader)
+        """Run it, or join the call that is running it in this process."""
+        calls = self._definition.session().calls
+        # A forked child inherits the calls, but not the threads that execute them.
+        place = (os.getpid(), run_id)
+        own: Future[Exception | bytes | None] = Future()
+        own.set_running_or_notify_cancel()
+        while (leader := calls.setdefault(place, own)) is not own:
+            outcome = await asyncio.wrap_future(leader)
             if isinstance(outcome, Exception):
                 raise outcome
-            if isinstance(outcome, bytes):
+            if outcome is not None:
                 return self.result_codec.load(outcome, f"the result of run {run_id!r}")
-        leader = calls[run_id] = asyncio.get_running_loop().create_future()
         outcome = None
         try:
             value = await self._run(run_id, "plain", arguments)
@@ -188,8 +192,8 @@ class DurableFunction(Nestable, Generic[P, R]):
             outcome = error
             raise
         finally:
-            del calls[run_id]
-            leader.set_result(outcome)
+            del calls[place]
+            own.set_result(outcome)
 
 
 def _decorate(fn: Callable[..., Any], options: dict[str, Any]) -> DurableFunction[Any, Any]:

@@ -27,7 +27,7 @@ from durable._leases import (
     Decision,
     HeadRow,
     change_head,
-    check_owner,
+    check_holder,
     decide_claim,
     extend_lease,
     is_expired,
@@ -56,6 +56,8 @@ _GUARANTEES = Guarantees(
 #: Runs of one batch that are written at once.
 _RUNS_AT_ONCE = 50
 _HEADS_AT_ONCE = 64
+#: When the leases of other journals ended, which end with the object: long ago, but there was one.
+_LAPSED = 1.0
 
 
 class KeyValueJournal:
@@ -102,10 +104,14 @@ class KeyValueJournal:
             decision = decide_claim(run.copied_row(), claim, now, run.sequence)
         if decision.row is None:
             return None
+        # The log is read first: if it's damaged, nothing is changed.
+        page = None if run is None or decision.epoch else await run.page(now)
         if decision.changed:
             run = await self._change(run, decision.row, claim, decision)
         assert run is not None
-        page = await run.page(now)
+        if page is None:
+            page = await run.page(now)
+        page = msgspec.structs.replace(page, head=run.row.head(now, run.sequence))
         return Claimed(decision.granted, page, now, decision.before, decision.took_over)
 
     async def _change(
@@ -201,7 +207,7 @@ class KeyValueJournal:
     async def _renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         now = clock().time()
         run = await self._find(run_id, now)
-        current = check_owner(None if run is None else run.row, run_id, owner, fence)
+        current = check_holder(None if run is None else run.row, run_id, owner, fence)
         assert run is not None
         row = run.copied_row()
         extend_lease(row, lease, now)
@@ -369,8 +375,7 @@ class KeyValueJournal:
             return None
         head = read_head(key, text)
         if head.writer != self._token:
-            # Leases end with the journal that gave them; a positive time says there was one.
-            head.row.lease_until = min(head.row.lease_until, clock().time())
+            head.row.lease_until = min(head.row.lease_until, _LAPSED)
         return head, text
 
     def _keep(self, run_id: str, run: KvRun) -> None:

@@ -161,7 +161,7 @@ class KvRun:
         chunks = () if epoch else self.head.chunks
         first = row.first if epoch else self.sequence + 1
         if lines:
-            chunks = (*chunks, Chunk(first, tuple(lines)))
+            chunks = (*chunks, Chunk(first, row.fence, tuple(lines)))
         sequence = first + len(lines) - 1
         head = StoredHead(
             row=row,
@@ -200,7 +200,8 @@ class KvRun:
         """
         try:
             for chunk in self.head.chunks:
-                await self._put_part(Part(chunk.first, chunk.last, 0, self.row.fence, chunk.lines))
+                part = Part(chunk.first, chunk.last, 0, chunk.fence, chunk.lines)
+                await self._put_part(part, chunk.lines)
             await self._put(msgspec.structs.replace(self.head, chunks=()))
         except (StoreError, StateFormatError) as error:
             self.stale = True
@@ -216,20 +217,16 @@ class KvRun:
         self.sequence = part.last
         self._loose += 1
 
-    async def _put_part(self, part: Part, lines: Sequence[str] | None = None) -> None:
+    async def _put_part(self, part: Part, lines: Sequence[str]) -> None:
         key = self._log_key + part.name
-        text = lines if lines is not None else await self._chunk_lines(part)
         try:
-            await self._gate.set(key, write_lines(key, text))
+            await self._gate.set(key, write_lines(key, lines))
         except BaseException:
             self.stale = True
             raise
         self.parts.append(part)
         if len(self.parts) > 1 and self.parts[-2].first > part.first:
             self.parts.sort(key=_first)
-
-    async def _chunk_lines(self, part: Part) -> tuple[str, ...]:
-        return next(chunk.lines for chunk in self.head.chunks if chunk.first == part.first)
 
     async def deposit(self, name: str, value: str) -> None:
         """Put a new deposit into the inbox."""

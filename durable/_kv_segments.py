@@ -42,6 +42,7 @@ class Chunk(msgspec.Struct, frozen=True):
     """Lines that are stored in the head itself, so that both change in one write."""
 
     first: int
+    fence: int
     lines: tuple[str, ...]
 
     @property
@@ -168,17 +169,16 @@ def arrange(head: StoredHead, names: Sequence[str]) -> tuple[list[Part], list[st
     position, fence = row.first, 0
     for piece in sorted(_pieces(head, names, leftovers), key=_order):
         is_part = isinstance(piece, Part)
-        if piece.last < position or (is_part and piece.fence < fence):
+        if piece.last < position or piece.fence < fence:
             if is_part:
                 leftovers.append(piece.name)
             continue
         if piece.first != position:
             what = "missing" if piece.first > position else "recorded twice"
             raise _broken(row.run_id, f"the lines around number {position} are {what}")
-        position = piece.last + 1
+        position, fence = piece.last + 1, piece.fence
         if is_part:
             parts.append(piece)
-            fence = piece.fence
     if position <= head.sequence:
         raise _broken(row.run_id, f"the lines from number {position} on are missing")
     return parts, leftovers, position - 1
@@ -201,8 +201,8 @@ def _pieces(head: StoredHead, names: Sequence[str], leftovers: list[str]) -> Ite
             yield part
 
 
-def _order(piece: Part | Chunk) -> tuple[int, int, int]:
-    return piece.first, -piece.last, -piece.fence if isinstance(piece, Part) else 0
+def _order(piece: Part | Chunk) -> tuple[int, int, int, bool]:
+    return piece.first, -piece.last, -piece.fence, isinstance(piece, Chunk)
 
 
 def _broken(run_id: str, reason: str) -> StateFormatError:

@@ -141,9 +141,12 @@ def extend_lease(row: HeadRow, lease: float, now: float) -> None:
     row.expires_at = None if row.ttl is None else now + lease + row.ttl
 
 
-def check_owner(row: HeadRow | None, run_id: str, owner: str, fence: int) -> HeadRow:
-    """Return ``row`` if ``owner`` still owns it, else raise ``LeaseLostError``."""
-    if row is None or not owns(row, owner, fence):
+def check_holder(row: HeadRow | None, run_id: str, owner: str, fence: int) -> HeadRow:
+    """Return ``row`` if ``owner`` claimed it last and hasn't released it.
+
+    Else raise ``LeaseLostError``: a renewal that arrives after the release would revive the run.
+    """
+    if row is None or not owns(row, owner, fence) or not row.lease_until:
         raise LeaseLostError(run_id, fence)
     return row
 

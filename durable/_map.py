@@ -30,11 +30,12 @@ async def map_steps(
         raise TypeError(f"limit must be an int or None, got {type(limit).__name__}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    recorded = call.scope.steps.keys() & {key for key, _ in work}
+    now = call.run.time()
     results: dict[int, R] = {}
     missing: list[int] = []
     for index, (key, item) in enumerate(work):
-        if key in recorded:
+        record = call.scope.steps.get(key)
+        if record is not None and (record.expires_at is None or record.expires_at > now):
             results[index] = await perform(key, item)
         else:
             missing.append(index)

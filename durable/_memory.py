@@ -11,7 +11,7 @@ from durable._keys import check_key, check_text, check_ttl, key_matcher
 from durable._leases import (
     HeadRow,
     change_head,
-    check_owner,
+    check_holder,
     decide_claim,
     extend_lease,
     is_expired,
@@ -126,6 +126,8 @@ class MemoryStore:
         self, key: str, expected: str | None, value: str, *, ttl: float | None = None
     ) -> bool:
         """Put ``value`` under ``key`` if what is there is ``expected``; return whether it was."""
+        check_text(value, "a value")
+        check_ttl(ttl)
         if self._live(check_key(key)) != expected:
             return False
         await self.set(key, value, ttl=ttl)
@@ -168,7 +170,7 @@ class MemoryStore:
         return [self._append(member, now) for member in batch]
 
     def _append(self, member: Append, now: float) -> int | Refusal:
-        run = self._runs.get(member.run_id)
+        run = self._run(member.run_id, now)
         if run is None and removes(member):
             return 0
         if run is None or not owns(run.row, member.owner, member.fence):
@@ -191,7 +193,7 @@ class MemoryStore:
         """Let the lease run on."""
         now = clock().time()
         run = self._run(run_id, now)
-        row = check_owner(None if run is None else run.row, run_id, owner, fence)
+        row = check_holder(None if run is None else run.row, run_id, owner, fence)
         extend_lease(row, lease, now)
         return row.inbox
 

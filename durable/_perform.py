@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ async def perform(frame: Frame, work: Work) -> Any:
             if call.run.observed:
                 await _publish_replay(call, record)
             return _load(call, work, record)
+        del call.scope.steps[key]  # its time to live is over
     elif work.settings.aliases and (old := _aliased(call, work)) is not None:
         work.key = old
         return await perform(frame, work)
@@ -76,12 +78,13 @@ async def _publish_replay(call: Call, record: StepRecord) -> None:
 
 def _aliased(call: Call, work: Work) -> str | None:
     """Return the recorded key that a step's former name made, if there is one."""
-    name, _, rest = work.key.partition(":")
-    if name != work.name:
+    name, scope = f"{work.name}:", call.scope
+    if not work.key.startswith(name):
         return None
+    rest = work.key.removeprefix(name)
     for alias in work.settings.aliases:
         key = f"{alias}:{rest}"
-        if key in call.scope.steps or key in call.flights:
+        if key in scope.steps or key in scope.attempts or key in call.asked:
             return key
     return None
 
@@ -89,7 +92,9 @@ def _aliased(call: Call, work: Work) -> str | None:
 async def _check_drift(call: Call, work: Work, record: StepRecord) -> None:
     """Raise or warn if ``record`` is of other work than ``work``."""
     run, key = call.run, work.key
-    changed = changed_arguments(record.fingerprint, work.fingerprint, parameter_names(work.fn))
+    changed: tuple[str, ...] = ()
+    if record.function:  # a value that was set by hand says nothing of the arguments
+        changed = changed_arguments(record.fingerprint, work.fingerprint, parameter_names(work.fn))
     if changed:
         if call.options.drift == "raise" and record.version == call.options.version:
             raise StepDriftError(run.id, key, changed, record.function, work.name)
@@ -131,8 +136,6 @@ async def _join(frame: Frame, work: Work, record: StepRecord | None) -> StepReco
     flight = call.flights.get(key)
     if frame.is_inside(call, key):
         raise DuplicateStepKeyError(call.run.id, key, "it was asked for from inside itself")
-    if flight is None and record is None:
-        return None  # it failed before; asking again is a new attempt
     known = call.asked[key]
     if flight is not None:
         known = (flight.function, flight.fingerprint)
@@ -140,6 +143,8 @@ async def _join(frame: Frame, work: Work, record: StepRecord | None) -> StepReco
         known = (record.function, record.fingerprint)
     if known is not None:
         _check_same(call, work, known)
+    if flight is None and record is None:
+        return None  # it failed before; asking again is a new attempt
     if key not in call.warned:
         call.warned.add(key)
         warn(
@@ -168,16 +173,18 @@ def _check_same(call: Call, work: Work, known: tuple[str, str]) -> None:
 async def _execute(frame: Frame, work: Work) -> Any:
     call, key = frame.call, check_id(work.key, "a step key")
     run = call.run
-    call.check_open(key)
+    if call.closed or run.writer.failed is not None:
+        frame.check_open(key)
     flight = call.flights[key] = Flight(call, key, work.name, work.fingerprint)
     call.asked[key] = None
-    run.replaying = False
-    within = frame.step or ""
+    if not work.plan.is_nested:
+        run.replaying = False
     token = current_frame.set(Frame(call, key, frame))
     try:
-        outcome = await attempt_until_done(work, flight, within)
+        outcome = await attempt_until_done(work, flight, frame.step or "")
     except BaseException as error:
-        if isinstance(error, Exception):
+        call.asked[key] = (work.name, work.fingerprint)  # asked again, it must be the same work
+        if isinstance(error, Exception) and flight.done is not None:
             flight.error = error
         flight.end()
         raise
@@ -192,12 +199,25 @@ async def _execute(frame: Frame, work: Work) -> Any:
             call.scope.attempts.pop(key, None)
         flight.end()
 
-    await run.writer.write(record, settled)
+    try:
+        await run.writer.write(record, settled)
+    except asyncio.CancelledError:
+        if run.observed:
+            await _publish_late(call, flight, record)
+        raise
     if run.observed:
         await _publish_completion(call, record)
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
+
+
+async def _publish_late(call: Call, flight: Flight, record: StepRecord) -> None:
+    """Tell of a completion whose caller was cancelled while it was being saved."""
+    if call.flights.get(flight.key) is flight:
+        await flight.wait()
+    if call.scope.steps.get(flight.key) is record:
+        await _publish_completion(call, record)
 
 
 async def _publish_completion(call: Call, record: StepRecord) -> None:

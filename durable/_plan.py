@@ -35,7 +35,7 @@ class Nestable(ABC):
 class FunctionPlan:
     """How to call one function as a step, and how to store what it returns."""
 
-    __slots__ = ("codec", "is_async", "is_nested", "name")
+    __slots__ = ("codec", "is_async", "is_nested", "is_plain", "name")
 
     def __init__(
         self, name: str, codec: TypeCodec, is_async: bool, is_nested: bool = False
@@ -44,6 +44,7 @@ class FunctionPlan:
         self.codec = codec
         self.is_async = is_async
         self.is_nested = is_nested
+        self.is_plain = is_async and not is_nested
 
 
 class Plans:
@@ -70,7 +71,7 @@ class Plans:
 
     def _find(self, fn: Callable[..., Any]) -> FunctionPlan:
         # A bound method is a new object each time; its function stays.
-        owner = fn.__func__ if type(fn) is MethodType else fn
+        owner = fn.__func__ if isinstance(fn, MethodType) else fn
         try:
             plan = self._plans.get(owner)
             if plan is None:
@@ -80,7 +81,7 @@ class Plans:
         return plan
 
     def _make(self, fn: Callable[..., Any]) -> FunctionPlan:
-        if type(fn) is FunctionType and not fn.__annotations__ and not hasattr(fn, "__wrapped__"):
+        if isinstance(fn, FunctionType) and not (fn.__annotations__ or hasattr(fn, "__wrapped__")):
             is_async = bool(fn.__code__.co_flags & inspect.CO_COROUTINE)
             return FunctionPlan(function_name(fn), self._plain, is_async)
         return make_plan(fn)
@@ -91,7 +92,7 @@ def make_plan(fn: Any) -> FunctionPlan:
     if isinstance(fn, Nestable):
         return FunctionPlan(fn.name, fn.result_codec, is_async=True, is_nested=True)
     # An inherited method has one name, whatever class it's called on.
-    name = fn.__func__.__qualname__ if type(fn) is MethodType else function_name(fn)
+    name = function_name(fn.__func__ if type(fn) is MethodType else fn)
     return FunctionPlan(name, return_codec(fn), is_async(fn))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ def _nothing() -> None:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, done: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(
+    title: str, total: int, done: int, *, shown: bool
+) -> Generator[Callable[[], None]]:
     """Draw a bar that begins at ``done`` of ``total``; the context gives what advances it by one.
 
     Raises ``MissingDriverError`` if the bar is to be ``shown`` and rich isn't installed.
@@ -25,7 +27,7 @@ def progress_bar(title: str, total: int, done: int, *, shown: bool) -> Iterator[
         return
     rich_progress = _rich("rich.progress")
     columns = (
-        rich_progress.TextColumn("{task.description}"),
+        rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeElapsedColumn(),

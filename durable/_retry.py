@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import msgspec
 
@@ -40,8 +40,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"attempts must be at least 1, got {self.attempts}")
         for name in ("wait", "max_wait", "jitter"):
             value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        _check_on(self.on)
 
     def delay(self, attempt: int, random: float) -> float:
         """Return the seconds to wait after ``attempt`` (from 1); ``random`` is in [0, 1)."""
@@ -51,9 +54,24 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def wants(self, error: Exception) -> bool:
         """Return whether ``error`` is one that is tried again."""
-        if isinstance(self.on, type | tuple):
-            return isinstance(error, self.on)
-        return bool(self.on(error))
+        on = self.on
+        if isinstance(on, type):
+            return isinstance(error, on)
+        if callable(on):
+            return bool(on(error))
+        return isinstance(error, on)
+
+
+def _check_on(on: object) -> None:
+    types = cast("tuple[object, ...]", on if isinstance(on, tuple) else (on,))
+    if not isinstance(on, tuple) and not isinstance(on, type) and callable(on):
+        return
+    for each in types:
+        if not (isinstance(each, type) and issubclass(each, Exception)):
+            raise TypeError(
+                "on must be an exception type, a tuple of them or a function of the exception, "
+                f"got {each!r}"
+            )
 
 
 #: A step without ``retry`` is tried once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -31,9 +32,23 @@ VARIABLE = "a variable's name"
 
 
 class Flight:
-    """A step that is being executed in this pass."""
+    """A step that is being executed in this pass.
 
-    __slots__ = ("call", "done", "error", "fingerprint", "function", "key", "resting", "task")
+    ``resting``: it waits for its next attempt. ``cut``: something that it asked for was refused,
+    since the run had ended, so whatever comes of it doesn't count.
+    """
+
+    __slots__ = (
+        "call",
+        "cut",
+        "done",
+        "error",
+        "fingerprint",
+        "function",
+        "key",
+        "resting",
+        "task",
+    )
 
     def __init__(self, call: Call, key: str, function: str, fingerprint: str) -> None:
         self.call = call
@@ -42,6 +57,7 @@ class Flight:
         self.fingerprint = fingerprint
         self.task = asyncio.current_task()
         self.resting = False
+        self.cut = False
         self.error: Exception | None = None
         self.done: asyncio.Future[None] | None = None
 
@@ -63,7 +79,8 @@ class Call:
     """One function call of a pass: the run's own, or that of a child run within it.
 
     ``asked`` holds the keys of the steps this pass has asked for; the value is what was asked,
-    where it isn't what the record says.
+    where it isn't what the record says. ``missed`` names recorded steps of finished child runs
+    that weren't asked for. ``threads`` are at work for the steps of these keys.
     """
 
     __slots__ = (
@@ -71,10 +88,12 @@ class Call:
         "children",
         "closed",
         "flights",
+        "missed",
         "options",
         "quiet",
         "run",
         "scope",
+        "threads",
         "warned",
     )
 
@@ -85,16 +104,12 @@ class Call:
         self.asked: dict[str, tuple[str, str] | None] = {}
         self.flights: dict[str, Flight] = {}
         self.children: list[Call] = []
+        self.missed: list[str] = []
+        self.threads: dict[str, asyncio.Future[Any]] = {}
         self.warned: set[str] = set()
         self.closed = False
         # Nobody listens and nothing is encoded: a replay is a lookup and a decode.
         self.quiet = not run.observed and run.options.codec is None
-
-    def check_open(self, key: str) -> None:
-        """Raise if no step may start: the call has ended, or the run can't be written."""
-        if self.closed:
-            raise RunEndedError(self.run.id, key)
-        self.run.writer.check()
 
     def all_flights(self) -> list[Flight]:
         """Return the steps being executed here and in child calls."""
@@ -125,8 +140,8 @@ class Call:
         """Return the recorded steps that this pass hasn't asked for."""
         steps, asked = self.scope.steps, self.asked
         if len(asked) >= len(steps) and asked.keys() >= steps.keys():
-            return []
-        return [key for key in steps if not self._was_asked(key)]
+            return self.missed
+        return [*(key for key in steps if not self._was_asked(key)), *self.missed]
 
     def _was_asked(self, key: str) -> bool:
         while key:
@@ -151,6 +166,21 @@ class Frame:
         self.call = call
         self.step = step
         self.outer = outer
+
+    def check_open(self, name: str) -> None:
+        """Raise if nothing may start here: the call has ended, or the run can't be written."""
+        if self.call.closed:
+            self._cut_short()
+            raise RunEndedError(self.call.run.id, name)
+        self.call.run.writer.check()
+
+    def _cut_short(self) -> None:
+        """Let the steps that this is part of not count, as far out as the end reaches."""
+        frame: Frame | None = self
+        while frame is not None and frame.call.closed:
+            if frame.step is not None and (flight := frame.call.flights.get(frame.step)):
+                flight.cut = True
+            frame = frame.outer
 
     def is_inside(self, call: Call, key: str) -> bool:
         """Return whether the code is part of the step ``key`` of ``call``."""
@@ -192,6 +222,7 @@ class Run:
         self.fence = fence
         self.attempt = attempt
         self.plans = session.here().plans
+        self.monotonic = clock().monotonic
         self._time = clock().time
         self._offset = now - self._time()
         self._lost = False
@@ -205,7 +236,7 @@ class Run:
         self.begin: Begin = records.begin
         self.records = records
         self.root = Call(self, records.root, self.options)
-        self.replaying = bool(records.root.steps)
+        self.replaying = bool(records.root.steps or records.root.children)
 
     def time(self) -> float:
         """Return the store's time."""
@@ -248,10 +279,8 @@ class Run:
     async def _renew(self) -> None:
         lease, delay = self.options.lease, self.options.lease / 3
         try:
-            self.writer.inbox = max(
-                self.writer.inbox,
-                await self.session.journal.renew(self.id, self.owner, self.fence, lease),
-            )
+            inbox = await self.session.journal.renew(self.id, self.owner, self.fence, lease)
+            self.writer.inbox = max(self.writer.inbox, inbox)
         except LeaseLostError as error:
             await self.lose(error)
             return
@@ -318,7 +347,10 @@ def unpack(stored: msgspec.Raw, decode: Callable[[str], str], where: str) -> byt
 
 def warn(message: str) -> None:
     """Tell the developer, at the nearest place that isn't ours."""
-    warnings.warn(message, DurableWarning, stacklevel=3)
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, DurableWarning, stacklevel=level - 1)
 
 
 class CurrentRun:
@@ -373,10 +405,15 @@ class CurrentRun:
         call = self._frame.call
         where = f"variable {check_id(name, VARIABLE)!r}"
         data, _ = TypeCodec().store(value, where)
-        call.check_open(name)
+        self._frame.check_open(name)
         record = Variable(name=name, stored=call.run.pack(data), path=call.scope.path)
-        await call.run.writer.write(record)
-        call.scope.variables[name] = record.stored
+
+        def settled(written: bool) -> None:
+            # It's set when it is on record, even if the caller has gone by then.
+            if written:
+                call.scope.variables[name] = record.stored
+
+        await call.run.writer.write(record, settled)
 
 
 def current_run() -> CurrentRun:

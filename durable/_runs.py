@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from durable._begin import read_records
-from durable._clock import clock, owner_id
+from durable._clock import owner_id
 from durable._commit import persistently
 from durable._errors import DurableError, RunBusyError, RunCancelledError, RunNotFoundError
 from durable._format import format_line, line_seed
@@ -81,29 +82,26 @@ class Runs:
             names=None if name is None else frozenset({name}),
             prefix=prefix,
             after=after,
-            limit=_limit(limit),
+            limit=check_limit(limit),
         )
         heads = await persistently(self._journal.list_runs, query)
         return [_info(head) for head in heads]
 
     async def get(self, run_id: str) -> RunInfo:
         """Return the run, or the child run ``parent/key``; raise ``RunNotFoundError``."""
-        head, records = await self._read(run_id)
+        head, records, path = await self._read(run_id)
         info = _details(head, records)
-        while info.run_id != run_id:
-            info = next(each for each in info.children if _leads_to(each.run_id, run_id))
+        for key in path:
+            child_id = f"{info.run_id}/{key}"
+            info = next(each for each in info.children if each.run_id == child_id)
         return info
 
     async def state(self, run_id: str) -> ResumeState:
         """Return what is recorded of the run; raise ``RunNotFoundError``."""
-        head, records = await self._read(run_id)
+        head, records, path = await self._read(run_id)
         version = records.begin.version if records.begin else 1
-        state = state_of(records.root, head.name, version)
-        rest = run_id[len(head.run_id) + 1 :]
-        while rest:
-            key = next(key for key in state.children if _leads_to(key, rest))
-            state, rest = state.children[key], rest[len(key) + 1 :]
-        return state
+        name = "" if path else head.name
+        return state_of(records.root.at(path), name, version)
 
     async def delete(self, run_id: str) -> bool:
         """Remove the run with everything it has; return whether there was one.
@@ -123,7 +121,8 @@ class Runs:
             query = ListQuery(status=ENDED, before=age, after=after, limit=100)
             heads = await persistently(self._journal.list_runs, query)
             for head in heads:
-                removed += await self.delete(head.run_id)
+                with suppress(RunBusyError):  # it has begun anew meanwhile
+                    removed += await self.delete(head.run_id)
             if len(heads) < query.limit:
                 return removed
             after = heads[-1].run_id
@@ -131,12 +130,17 @@ class Runs:
     async def forget_step(self, run_id: str, key: str) -> None:
         """Take a step's record back: the next pass runs it again.
 
-        The other steps stay; a finished run can then be run again. Raises ``RunNotFoundError``,
-        ``RunBusyError`` while somebody executes it, ``RunCancelledError``, and ``LookupError``
-        if no such step is recorded.
+        What the step asked for goes with it, child runs included; the other steps stay. A
+        finished run is pending then, and goes on. Raises ``RunNotFoundError``, ``RunBusyError``
+        while somebody executes it, ``RunCancelledError``, ``LookupError`` if no such step is
+        recorded, and ``ValueError`` for a child run, whose parent's step is to be forgotten.
         """
-        head, records = await self._read(run_id)
-        _check_recorded(head.run_id, records.root, key)
+        head, records, path = await self._read(run_id)
+        if path:
+            raise ValueError(
+                f"{run_id!r} is a child run; forget the step {path[0]!r} of {head.run_id!r}"
+            )
+        _check_recorded(run_id, records.root, key)
         claim = Claim(
             run_id=run_id,
             name=head.name,
@@ -152,51 +156,62 @@ class Runs:
             if claimed.log.head.status == "cancelled":
                 raise RunCancelledError(run_id)
             raise RunBusyError(run_id, claimed.log.head.held)
-        await self._append_forgotten(claim, claimed, key)
+        await self._append_forgotten(claim, claimed, key, head)
 
-    async def _append_forgotten(self, claim: Claim, claimed: Claimed, key: str) -> None:
+    async def _append_forgotten(
+        self, claim: Claim, claimed: Claimed, key: str, before: Head
+    ) -> None:
         records = await read_records(self._journal, claimed.log)
-        record = Forgotten(key=key, at=clock().time())
+        record = Forgotten(key=key, at=round(claimed.now, 6))
         line = format_line(record, line_seed(claim.run_id), records.sequence + 1)
+        change = HeadChange(
+            status="pending" if before.status in ENDED else before.status,
+            error=before.error,
+            release=True,
+            expires_in=records.begin.ttl if records.begin else None,
+        )
         append = Append(
             claim.run_id,
             claim.owner,
             claimed.log.head.fence,
             claimed.log.first + records.sequence,
             (line,),
-            HeadChange(
-                status="pending",
-                release=True,
-                expires_in=records.begin.ttl if records.begin else None,
-            ),
+            change,
         )
         (outcome,) = await persistently(self._journal.append, (append,))
         if isinstance(outcome, DurableError):
             raise outcome
 
-    async def _read(self, run_id: str) -> tuple[Head, RunRecords]:
-        """Return the head and records of the run, or of the run that ``run_id`` is a child of."""
+    async def _read(self, run_id: str) -> tuple[Head, RunRecords, tuple[str, ...]]:
+        """Return the head and records of the run, or of the run that ``run_id`` is a child of.
+
+        The path leads from that run to the child.
+        """
         check_id(run_id, "a run id")
         candidate = run_id
         while candidate:
             log = await persistently(self._journal.read, candidate)
             if log is not None:
                 records = await read_records(self._journal, log)
-                if candidate == run_id or _has_child(records.root, run_id[len(candidate) + 1 :]):
-                    return log.head, records
+                path = _path_to(records.root, run_id[len(candidate) + 1 :])
+                if path is not None:
+                    return log.head, records, path
             candidate = candidate.rpartition("/")[0]
         raise RunNotFoundError(run_id)
 
 
-def _has_child(scope: Scope, rest: str) -> bool:
-    return any(
-        rest == key or (rest.startswith(f"{key}/") and _has_child(child, rest[len(key) + 1 :]))
-        for key, child in scope.children.items()
-    )
-
-
-def _leads_to(ancestor: str, run_id: str) -> bool:
-    return run_id == ancestor or run_id.startswith(f"{ancestor}/")
+def _path_to(scope: Scope, rest: str) -> tuple[str, ...] | None:
+    """Return the keys that lead from ``scope`` to the child run that ``rest`` names."""
+    if not rest:
+        return ()
+    for key, child in scope.children.items():
+        if rest == key:
+            return (key,)
+        if rest.startswith(f"{key}/"):
+            path = _path_to(child, rest[len(key) + 1 :])
+            if path is not None:
+                return (key, *path)
+    return None
 
 
 def _info(head: Head) -> RunInfo:
@@ -206,7 +221,7 @@ def _info(head: Head) -> RunInfo:
 
 def _details(head: Head, records: RunRecords) -> RunInfo:
     info = _info(head)
-    ended = records.ended
+    ended = records.ended if head.status == "finished" else None
     encoded = records.begin is not None and records.begin.codec
     result = None
     if ended is not None and ended.stored and not encoded:
@@ -259,7 +274,8 @@ def _statuses(status: Status | Iterable[Status] | None) -> frozenset[str] | None
     return given
 
 
-def _limit(limit: int) -> int:
+def check_limit(limit: int) -> int:
+    """Return ``limit`` if it is an int of at least 1."""
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit must be an int, got {type(limit).__name__}")
     if limit < 1:

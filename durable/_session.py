@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
+from concurrent.futures import Future
 from pathlib import Path
 
 from durable._commit import GroupCommit
@@ -15,13 +16,11 @@ from durable.store import Journal, KeyValueStore, open_store, store_url_from_env
 
 
 class LoopState:
-    """What belongs to one event loop: its group commit, what is known of step functions, and
-    the plain calls in flight."""
+    """What belongs to one event loop: its group commit, and what is known of step functions."""
 
     def __init__(self, journal: Journal) -> None:
         self.commits = GroupCommit(journal)
         self.plans = Plans()
-        self.calls: dict[str, asyncio.Future[object]] = {}
         self._saves: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def save_lock(self, key: str) -> asyncio.Lock:
@@ -36,13 +35,15 @@ class Session:
     """One store as this process uses it: its journal, and what hangs on it.
 
     A store without a journal of its own gets a ``KeyValueJournal``, the same one for everybody,
-    since that is where the leases of such a store live.
+    since that is where the leases of such a store live. ``calls`` are the plain calls being
+    executed, by process and run id.
     """
 
     def __init__(self, store: KeyValueStore) -> None:
         self.store = store
         self.journal: Journal = store if isinstance(store, Journal) else KeyValueJournal(store)
         self.guarantees = self.journal.guarantees
+        self.calls: dict[tuple[int, str], Future[Exception | bytes | None]] = {}
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
             weakref.WeakKeyDictionary()
         )
@@ -65,9 +66,17 @@ _lock = threading.Lock()
 
 
 def session_for(store: KeyValueStore | str | None) -> Session:
-    """Return the session of a store, of a store's URL, or (None) of the environment's store."""
+    """Return the session of a store, of a store's URL, or (None) of the environment's store.
+
+    Raises ``TypeError`` for anything else, and what ``open_store`` raises.
+    """
     if store is None:
         store = store_url_from_env()
+    if not isinstance(store, str | KeyValueStore):
+        raise TypeError(
+            "a store must be a URL or an object with get, set, delete, exists and keys, got "
+            f"{type(store).__name__}"
+        )
     with _lock:
         if not isinstance(store, str):
             return _session_of(store)

@@ -11,7 +11,7 @@ import msgspec
 from durable._codec import UNKNOWN, TypeCodec
 from durable._errors import NotSerializableError, StateFormatError
 from durable._format import FORMAT
-from durable._records import Scope, StepRecord, Variable
+from durable._records import Scope, StepRecord, Variable, forget
 
 _CHECKSUM = 16
 _OPENING = '{"checksum":"'
@@ -37,15 +37,16 @@ class ResumeState(msgspec.Struct, frozen=True):
     def without(self, key: str) -> ResumeState:
         """Return the state without the step ``key``: it will run again.
 
-        Raises ``KeyError`` if no such step is recorded.
+        The steps that its function asked for go with it, and so does its child run. Raises
+        ``KeyError`` if no such step is recorded.
         """
         if key not in self.steps and key not in self.children:
             raise KeyError(key)
-        return msgspec.structs.replace(
-            self,
-            steps={name: record for name, record in self.steps.items() if name != key},
-            children={name: child for name, child in self.children.items() if name != key},
-        )
+        left = Scope()
+        left.steps, left.children = dict(self.steps), dict.fromkeys(self.children, left)
+        forget(left, key)
+        children = {name: child for name, child in self.children.items() if name in left.children}
+        return msgspec.structs.replace(self, steps=left.steps, children=children)
 
     def with_value(self, key: str, value: object) -> ResumeState:
         """Return the state with ``value`` as the stored result of the step ``key``.
@@ -82,7 +83,9 @@ def state_of(scope: Scope, function: str, function_version: int) -> ResumeState:
         function_version=function_version,
         variables=dict(scope.variables),
         children={
-            key: state_of(child, "", function_version) for key, child in scope.children.items()
+            key: state_of(child, "", function_version)
+            for key, child in scope.children.items()
+            if child.steps or child.variables or child.children
         },
     )
 
@@ -147,6 +150,8 @@ def parse_state(text: str, /) -> ResumeState:
         document = _decode(body)
     except msgspec.DecodeError as error:
         raise StateFormatError("state text", _reason(body, error)) from None
+    if not 1 <= document.format <= FORMAT:
+        raise StateFormatError("state text", _foreign(document.format))
     root = Scope()
     for record in document.steps:
         root.at(record.path).steps[record.key] = record
@@ -177,9 +182,11 @@ def _reason(body: bytes, error: Exception) -> str:
         found = msgspec.json.decode(body)["format"]
     except (msgspec.DecodeError, KeyError, TypeError):
         return str(error)
-    if isinstance(found, int) and found > FORMAT:
-        return f"it has format {found}, this version reads up to {FORMAT}: update the library"
-    return str(error)
+    return _foreign(found) if isinstance(found, int) and found > FORMAT else str(error)
+
+
+def _foreign(found: int) -> str:
+    return f"it has format {found}, this version reads 1 to {FORMAT}: update the library"
 
 
 def _checksum(body: bytes) -> str:

@@ -300,6 +300,17 @@ async def renewals_extend(site: JournalSite) -> None:
     await add(journal, claimed, 2, "two")
 
 
+async def released_runs_can_not_be_renewed(site: JournalSite) -> None:
+    """A renewal that arrives after the lease was given back is a ``LeaseLostError``."""
+    claimed = await held(site.store)
+    await release(site.store, claimed, status="finished", expires_in=3600.0)
+    call = site.store.renew("run", "first", claimed.log.head.fence, 30)
+    await expect_raises(LeaseLostError, call, "the lease was given back")
+    head = await head_of(site.store)
+    expect_equal((head.status, head.held), ("finished", 0.0), "the run stays released")
+    expect(head.expires_at is not None, "the run still expires")
+
+
 async def losers_can_not_renew(site: JournalSite) -> None:
     """``renew`` by anyone but the present owner, or of an absent run, is a ``LeaseLostError``."""
     journal = site.store
@@ -332,5 +343,6 @@ CLAIM_CHECKS: tuple[Check[Journal], ...] = tuple(
         heads_change_with_lines,
         renewals_extend,
         losers_can_not_renew,
+        released_runs_can_not_be_renewed,
     )
 )

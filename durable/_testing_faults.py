@@ -75,8 +75,8 @@ class FlakyStore:
 
     It offers what the wrapped store offers: the five methods, ``swap`` and the journal's methods
     if they are there. Operations are named by their methods; ``"*"`` is all of them.
-    ``calls`` counts the calls by name, failed ones included. ``written`` and ``read`` count the
-    characters of values and lines that reached the store and came back.
+    ``calls`` counts the calls by name, failed ones included. ``written`` and ``read_back`` count
+    the characters of values and lines that reached the store and came back.
     """
 
     def __new__(cls, store: KeyValueStore | Journal) -> FlakyStore:

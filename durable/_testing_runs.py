@@ -170,12 +170,13 @@ async def ended_runs_expire(site: JournalSite) -> None:
 async def unfinished_runs_expire(site: JournalSite) -> None:
     """A run with a ttl is gone that long after its lease has lapsed, not while it is held."""
     journal, short = site.store, site.short
-    await held(journal, "lapsed", lease=short, ttl=short)
+    lapsed = await held(journal, "lapsed", lease=short, ttl=short)
     await held(journal, "held", lease=short * 1000, ttl=short / 10)
     await held(journal, "no-ttl", lease=short)
     await journal.claim(claim_of("submitted", unheld=True, ttl=short))
     await site.lapse(2.5)
     expect_equal(await ids(journal), ["held", "no-ttl"], "what is held or has no ttl stays")
+    await refused_everywhere(journal, lapsed)
     await expect_absent(journal, "lapsed")
     await expect_absent(journal, "submitted")
     expect((await head_of(journal, "held")).held > 0, "a held run doesn't expire")

@@ -133,7 +133,7 @@ async def stars_stand_anywhere(site: StoreSite) -> None:
 
 async def many_keys_are_sorted(site: StoreSite) -> None:
     """``keys`` lists every key once, sorted by code point, however many there are."""
-    keys = [f"{number * 7919 % 2500:x}" for number in range(2500)]
+    keys = [f"{number * 7919 % 1200:x}" for number in range(1200)]
     keys += ["Z", "a-b", "a_b", "aB", "ä", "\uffff", "😀"]
     for start in range(0, len(keys), 50):
         await asyncio.gather(*(site.store.set(key, key) for key in keys[start : start + 50]))

@@ -12,6 +12,7 @@ from durable._errors import Paused, RunBusyError, RunCancelledError, RunNotFound
 from durable._events import logger
 from durable._execute import ParkedError
 from durable._function import DurableFunction
+from durable._runs import check_limit
 from durable._session import Session, session_for
 from durable.store import KeyValueStore, ListQuery
 
@@ -65,12 +66,12 @@ async def recover(
     in each function's own store. ``limit``: take at most so many runs. One run's failure, or
     unreadable record, doesn't keep the others from recovery. Can be repeated at any time, by
     several processes at once. Raises ``TypeError`` for what isn't a durable function,
-    ``StoreError`` if a store can't be listed.
+    ``ValueError`` for a limit below 1, ``StoreError`` if a store can't be listed.
     """
     for function in functions:
         if not isinstance(function, DurableFunction):
             raise TypeError(f"recover takes durable functions, got {type(function).__name__}")
-    tally, left = _Tally(), limit
+    tally, left = _Tally(), None if limit is None else check_limit(limit)
     for function in functions:
         session = function.definition.session() if store is None else session_for(store)
         run_ids = await _abandoned(session, function.name, left)

@@ -307,7 +307,7 @@ class Journal(Protocol):
     async def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run for ``lease`` seconds from now; return the head's inbox count.
 
-        Raises ``LeaseLostError`` if the run has another owner by now, or is gone. A
+        Raises ``LeaseLostError`` if the run has another owner by now, was released or is gone. A
         lease that has lapsed but that nobody took is good again.
         """
         ...
@@ -364,7 +364,7 @@ def _load(entry: EntryPoint) -> Any:
     try:
         return entry.load()
     except ModuleNotFoundError as error:
-        if isinstance(error, DurableError) or not error.name:
+        if not error.name:
             raise
         package = error.name.partition(".")[0]
         distribution = entry.dist.name if entry.dist else package

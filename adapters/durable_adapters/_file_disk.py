@@ -190,7 +190,7 @@ class Disk:
         try:
             lock(fd, self.lock_timeout)
             write_at(fd, data, 0)
-            os.fsync(fd)
+            sync(fd)
             yield fd, path
         except BaseException:
             os.close(fd)

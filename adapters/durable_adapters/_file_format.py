@@ -295,6 +295,9 @@ def _line_at(fd: int, at: int, size: int, path: str, seed: int) -> bytes:
 
 
 def _check_line(line: bytes, before: bytes | None, seed: int, where: str) -> None:
-    crc = seed if before is None else crc32(before, int(before[:8], 16))
+    try:
+        crc = seed if before is None else crc32(before, int(before[:8], 16))
+    except ValueError:
+        raise StateFormatError(where, "the checksum before it isn't one") from None
     if line[-9:] != b"%08x\n" % crc32(line[:-9], crc):
         raise StateFormatError(where, "the line's checksum doesn't fit")

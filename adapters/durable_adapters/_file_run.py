@@ -54,10 +54,10 @@ class RunFile:
     """
 
     def __init__(self, disk: Disk, run_id: str) -> None:
+        self.fd = -1
         self.run_id = run_id
         self.name = encode_name(run_id)
         self.path = disk.run_path(self.name)
-        self.fd = -1
         self.gone = False
         self._disk = disk
         self._identity = (0, 0)
@@ -339,6 +339,8 @@ class RunFiles:
             else:
                 yield None
         except BaseException:
+            with suppress(OSError):
+                run.unlock()
             run.close()
             raise
         if (known or keep) and run.is_held:

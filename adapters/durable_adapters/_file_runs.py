@@ -9,7 +9,7 @@ from durable._errors import DurableError, LeaseLostError, RunBusyError, StoreErr
 from durable._leases import (
     HeadRow,
     change_head,
-    check_owner,
+    check_holder,
     decide_claim,
     extend_lease,
     is_expired,
@@ -101,7 +101,7 @@ class Runs:
         return outcomes
 
     def _append(self, run: RunFile | None, member: Append) -> int | Refusal:
-        if run is None or run.gone:
+        if run is None or run.gone or self._has_expired(run):
             gone = LeaseLostError(member.run_id, member.fence)
             return 0 if removes(member) else gone
         row = run.row
@@ -125,6 +125,12 @@ class Runs:
             run.remove(row.fence)
         return row.inbox
 
+    def _has_expired(self, run: RunFile) -> bool:
+        # A renewal never gives an expiry to a run that had none, so most appends look no further.
+        if run.row.expires_at is None or not is_expired(run.row, now := self._disk.now()):
+            return False
+        return is_expired(run.load_renewal(), now)
+
     def _begin_epoch(self, run: RunFile, member: Append) -> int:
         row = run.load_renewal()
         before, row.first = row.status, member.first
@@ -138,7 +144,7 @@ class Runs:
         """Let the lease run on."""
         with self._files.locked(run_id, keep=True) as run:
             row = None if run is None else self._live_row(run)
-            row = check_owner(row, run_id, owner, fence)
+            row = check_holder(row, run_id, owner, fence)
             assert run is not None
             extend_lease(row, lease, self._disk.now())
             run.renew(row)

@@ -32,6 +32,7 @@ class Scan:
         self._disk = disk
         self._runs = runs
         self._values = values
+        self._reported: set[str] = set()
 
     def list_runs(self, query: ListQuery) -> list[Head]:
         """Return the heads that ``query`` describes, ordered by run id."""
@@ -82,7 +83,7 @@ class Scan:
     def _head(self, name: str) -> tuple[HeadRow, int] | None:
         """Return the head of the run called ``name``, and its log's length; None if it's gone.
 
-        A damaged file is left out, with an entry in the program's log: it must not hide the
+        A damaged file is left out, with one entry in the program's log: it must not hide the
         others, and whoever claims or reads it gets the error.
         """
         path = self._disk.run_path(name)
@@ -93,7 +94,9 @@ class Scan:
         try:
             return self._peek(fd, path)
         except StateFormatError as error:
-            _log.warning("%s", error)
+            if path not in self._reported:
+                self._reported.add(path)
+                _log.warning("a run is left out of lists: %s", error)
             return None
         finally:
             os.close(fd)

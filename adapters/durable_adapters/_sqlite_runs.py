@@ -12,7 +12,7 @@ from durable._errors import LeaseLostError, RunBusyError, StateFormatError, Stor
 from durable._leases import (
     HeadRow,
     change_head,
-    check_owner,
+    check_holder,
     decide_claim,
     extend_lease,
     matches,
@@ -140,7 +140,7 @@ class RunSession(Session):
     def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run on."""
         found = self._find(run_id)
-        row = check_owner(found and found[1], run_id, owner, fence)
+        row = check_holder(found and found[1], run_id, owner, fence)
         extend_lease(row, lease, self.now)
         values = (row.lease_until, row.expires_at, found and found[0])
         self.connection.execute(self.sql.renew, values)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -283,8 +284,10 @@ class FileStore:
 
 def _claim(engine: _Engine, claim: Claim) -> Claimed | None:
     claimed = engine.runs.claim(claim)
-    if claimed is not None and engine.disk.is_purge_due():
-        engine.pool.run_later("purge", lambda: engine.scan.purge(_REMOVE, look=_LOOK))
+    # What goes wrong with clearing away is no concern of the claim's.
+    with suppress(OSError):
+        if claimed is not None and engine.disk.is_purge_due():
+            engine.pool.run_later("purge", lambda: engine.scan.purge(_REMOVE, look=_LOOK))
     return claimed
 
 
