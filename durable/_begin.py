@@ -26,7 +26,7 @@ from durable._errors import (
 from durable._events import ArgumentsChanged, RunBegun, RunRestarted, RunTakenOver, is_wanted
 from durable._format import fold_lines, format_lines
 from durable._options import StateSource
-from durable._records import ENDED, Begin, Ended, Pass, Record, RunRecords, Status, StoredError
+from durable._records import ENDED, Ended, Pass, Record, RunRecords, Status, StoredError
 from durable._run import Run, warn
 from durable._session import Session
 from durable._state import ResumeState, state_of, state_records
@@ -174,9 +174,7 @@ async def _claim_of(
     )
 
 
-async def _seed_records(
-    definition: Definition, run_id: str, journal: Journal
-) -> Iterable[Record]:
+async def _seed_records(definition: Definition, run_id: str, journal: Journal) -> Iterable[Record]:
     """Return what the option ``resume_state`` gives to a run that has no records yet."""
     source = definition.options.resume_state
     if source is None or await persistently(journal.read, run_id) is not None:
@@ -254,9 +252,7 @@ def _make_run(
     )
 
 
-async def _give_back(
-    journal: Journal, claim: Claim, claimed: Claimed, run: Run | None
-) -> None:
+async def _give_back(journal: Journal, claim: Claim, claimed: Claimed, run: Run | None) -> None:
     """Release a run that isn't executed after all; its log is left as it is."""
     head = claimed.log.head
     sequence, error = head.sequence, None

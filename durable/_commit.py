@@ -75,6 +75,7 @@ class GroupCommit:
         self._journal = journal
         self._waiting: deque[Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
+        self._retries: set[asyncio.Task[None]] = set()
 
     def submit(self, pending: Pending) -> None:
         """Send ``pending`` with the next batch."""
@@ -89,57 +90,56 @@ class GroupCommit:
                 await self._commit([self._waiting.popleft() for _ in range(count)])
         finally:
             self._drain = None
-            for pending in self._waiting:
-                pending.resolve(StoreError("append", pending.append.run_id, "the loop has closed"))
-            self._waiting.clear()
+
+    async def _commit(self, batch: list[Pending]) -> None:
+        failed = await self._try(batch)
+        if failed:
+            # Apart from the others, which have nothing to do with it.
+            retry = asyncio.create_task(self._retry(failed), name="durable retried appends")
+            self._retries.add(retry)
+            retry.add_done_callback(self._retries.discard)
+
+    async def _try(self, batch: list[Pending]) -> list[tuple[Pending, StoreError]]:
+        """Append ``batch``, resolve what is settled, and return what failed."""
+        members = [pending.append for pending in batch]
+        outcomes: Sequence[int | Refusal]
+        try:
+            outcomes = await self._append(members)
+        except Exception as error:
+            outcomes = [_as_store_error(error, member.run_id) for member in members]
+        failed: list[tuple[Pending, StoreError]] = []
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, StoreError):
+                failed.append((pending, outcome))
+            else:
+                pending.resolve(outcome)
+        return failed
 
     async def _append(self, members: list[Append]) -> Sequence[int | Refusal]:
         try:
-            return await persistently(self._journal.append, members)
+            return await self._journal.append(members)
         except asyncio.CancelledError:
             # The loop is being closed, and runs that are being cancelled wait for this. Whether
             # the batch was committed is unknown; appending it again is safe, and tells.
-            return await persistently(self._journal.append, members)
+            return await self._journal.append(members)
 
-    async def _commit(self, batch: list[Pending]) -> None:
-        members = [pending.append for pending in batch]
+    async def _retry(self, failed: list[tuple[Pending, StoreError]]) -> None:
+        """Append again what failed; at the last try one by one, so that each fails for itself."""
         try:
-            outcomes = await self._append(members)
-        except BaseException as error:
-            if isinstance(error, Exception):
-                await self._commit_singly(batch, error)
-                return
-            for pending in batch:
-                pending.resolve(_as_refusal(error, pending.append.run_id))
-            raise
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.resolve(outcome)
-
-    async def _commit_singly(self, batch: list[Pending], error: Exception) -> None:
-        """Commit a batch that failed one by one, so that what can't be written fails alone.
-
-        After two failures in a row the store counts as out of order.
-        """
-        failures = 0 if len(batch) > 1 else 2
-        for pending in batch:
-            if failures < 2:
-                try:
-                    (outcome,) = await self._journal.append([pending.append])
-                except Exception as own:
-                    error, failures = own, failures + 1
-                else:
-                    failures = 0
-                    pending.resolve(outcome)
-                    continue
-            pending.resolve(_as_refusal(error, pending.append.run_id))
+            for delay in RETRY_DELAYS:
+                await clock().sleep(delay)
+                if not (failed := await self._try([pending for pending, _ in failed])):
+                    return
+            if len(failed) > 1:
+                failed = [each for pending, _ in failed for each in await self._try([pending])]
+        finally:
+            for pending, error in failed:
+                pending.resolve(error)
 
 
-def _as_refusal(error: BaseException, run_id: str) -> Refusal:
-    """Return one error per member: a shared one would collect every waiter's traceback."""
-    if type(error) is StoreError:
-        own = StoreError(error.operation, run_id, error.reason)
-        own.__cause__ = error.__cause__
-        return own
-    own = StoreError("append", run_id)
-    own.__cause__ = error
+def _as_store_error(error: Exception, run_id: str) -> StoreError:
+    """Return an error for one member: a shared one would collect every waiter's traceback."""
+    reason = error.reason if isinstance(error, StoreError) else str(error)
+    own = StoreError("append", run_id, reason if isinstance(error, DurableError) else "")
+    own.__cause__ = error.__cause__ if isinstance(error, StoreError) else error
     return own

@@ -48,7 +48,7 @@ class Definition:
         self.options = options
         self.instance = instance
         derived = origin is not None and origin.options.store is options.store
-        self._place = origin._place if origin and derived else _Place(options.store)
+        self._place: _Place = origin._place if origin and derived else _Place(options.store)
         self._signature: inspect.Signature | None = None
         self._arguments: ArgumentsCodec | None = None
         self._result: TypeCodec | None = None

@@ -85,13 +85,19 @@ def fingerprint_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> s
     return " ".join(parts)
 
 
-def changed_arguments(stored: str, current: str, parameters: Sequence[str]) -> tuple[str, ...]:
+def changed_arguments(
+    stored: str,
+    current: str,
+    parameters: Sequence[str],
+    defaults: Mapping[str, object] = MappingProxyType({}),
+) -> tuple[str, ...]:
     """Return the names of the arguments that differ between two calls.
 
     Params:
         stored: what ``fingerprint_arguments`` gave for the recorded call.
         current: what it gives for this one.
         parameters: the names of the function's positional parameters.
+        defaults: what parameters are that aren't given.
 
     Returns:
         The names in the order of this call, then those that only the recorded one had.
@@ -100,6 +106,10 @@ def changed_arguments(stored: str, current: str, parameters: Sequence[str]) -> t
     if stored == current:
         return ()
     before, now = _named(stored, parameters), _named(current, parameters)
+    for name in before.keys() ^ now.keys():
+        if name in defaults:
+            missing = now if name in before else before
+            missing[name] = fingerprint(defaults[name]) or _NOTHING
     return tuple(
         name
         for name in dict.fromkeys((*now, *before))

@@ -19,7 +19,7 @@ from durable._events import (
 )
 from durable._fingerprint import changed_arguments
 from durable._options import check_id
-from durable._plan import parameter_names
+from durable._plan import parameters_of
 from durable._records import StepRecord
 from durable._run import Call, Flight, Frame, current_frame, warn
 from durable._stored_errors import rebuild_error
@@ -94,7 +94,7 @@ async def _check_drift(call: Call, work: Work, record: StepRecord) -> None:
     run, key = call.run, work.key
     changed: tuple[str, ...] = ()
     if record.function:  # a value that was set by hand says nothing of the arguments
-        changed = changed_arguments(record.fingerprint, work.fingerprint, parameter_names(work.fn))
+        changed = changed_arguments(record.fingerprint, work.fingerprint, *parameters_of(work.fn))
     if changed:
         if call.options.drift == "raise" and record.version == call.options.version:
             raise StepDriftError(run.id, key, changed, record.function, work.name)
@@ -163,7 +163,7 @@ def _check_same(call: Call, work: Work, known: tuple[str, str]) -> None:
     name, fingerprint = known
     if name != work.name:
         reason = f"for the function {name!r} and for {work.name!r}"
-    elif changed := changed_arguments(fingerprint, work.fingerprint, parameter_names(work.fn)):
+    elif changed := changed_arguments(fingerprint, work.fingerprint, *parameters_of(work.fn)):
         reason = f"with other arguments ({', '.join(changed)})"
     else:
         return

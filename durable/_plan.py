@@ -105,11 +105,15 @@ def is_async(fn: Callable[..., Any]) -> bool:
     )
 
 
-def parameter_names(fn: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the parameters that can be given by position; none if unknown."""
+def parameters_of(fn: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, object]]:
+    """Return the names of the parameters that can be given by position, and all defaults.
+
+    Both are empty if they are unknown.
+    """
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
-        return ()
+        return (), {}
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(each.name for each in parameters if each.kind in positional)
+    names = tuple(each.name for each in parameters if each.kind in positional)
+    return names, {each.name: each.default for each in parameters if each.default is not each.empty}

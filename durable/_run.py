@@ -350,7 +350,7 @@ def warn(message: str) -> None:
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__package__") == __package__:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, DurableWarning, stacklevel=level - 1)
+    warnings.warn(message, DurableWarning, stacklevel=level)
 
 
 class CurrentRun:

@@ -62,7 +62,6 @@ class ResumeState(msgspec.Struct, frozen=True):
         old = self.steps.get(key)
         record = StepRecord(
             key=key,
-            function=old.function if old else "",
             stored=msgspec.Raw(stored),
             version=self.function_version,
             path=old.path if old else (),

@@ -171,7 +171,9 @@ class LogWriter:
         outcome: int | Refusal
         try:
             (outcome,) = await self._journal.append((append,))
-        except StoreError:
+        except StoreError as error:
+            outcome = error
+        if isinstance(outcome, StoreError):
             outcome = await self._append_again(append)
         self._note(outcome, settled)
         if not isinstance(outcome, int):

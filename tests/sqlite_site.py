@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import subprocess
 import sys
@@ -24,18 +23,6 @@ from durable.store import Claim
 Hooks: TypeAlias = list[Callable[[sqlite3.Connection], Any]]
 
 UNFINISHED = frozenset({"pending", "running", "paused", "failed"})
-
-
-def age(path: str | os.PathLike[str], prefix: str, seconds: float) -> None:
-    """Make everything stored under ``prefix`` in the file older by ``seconds``."""
-    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
-        connection.execute(f"UPDATE {prefix}_values SET expires_at = expires_at - ?", (seconds,))
-        connection.execute(
-            f"""UPDATE {prefix}_runs SET created_at = created_at - ?1,
-            updated_at = updated_at - ?1, wake_at = wake_at - ?1, expires_at = expires_at - ?1,
-            lease_until = CASE lease_until WHEN 0 THEN 0 ELSE lease_until - ?1 END""",
-            (seconds,),
-        )
 
 
 def claim(run_id: str, owner: str = "me", **options: Any) -> Claim:

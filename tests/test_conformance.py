@@ -6,10 +6,10 @@ import importlib
 import pytest
 from broken_stores import BROKEN_JOURNALS, BROKEN_STORES, Unsorted
 from five_method_store import FiveMethodStore
+from stores import IN_MEMORY, JOURNALS_IN_MEMORY, ON_DISK
 
 from durable._clock import clock
 from durable._errors import StoreError
-from durable._kv_journal import KeyValueJournal
 from durable._memory import MemoryStore
 from durable.store import Journal, KeyValueStore, SwappingStore
 from durable.testing import (
@@ -20,30 +20,6 @@ from durable.testing import (
     journal_checks,
     store_checks,
 )
-
-
-class Hidden:
-    """The five methods of a memory store, its journal hidden."""
-
-    def __init__(self):
-        store = MemoryStore()
-        self.get, self.set, self.delete = store.get, store.set, store.delete
-        self.exists, self.keys = store.exists, store.keys
-
-
-STORES = {"memory": MemoryStore, "flaky": lambda: FlakyStore(MemoryStore())}
-JOURNALS = {
-    **STORES,
-    "kv-memory": lambda: KeyValueJournal(Hidden()),
-    "kv-five-methods": lambda: KeyValueJournal(FiveMethodStore()),
-}
-
-
-# On disk: how to make an empty store, and a second client of its data.
-FILES = {
-    "sqlite": ("SQLiteStore", lambda kind, path: kind(path / "runs.db")),
-    "file": ("FileStore", lambda kind, path: kind(path / "runs")),
-}
 
 
 def run(check, make):
@@ -57,35 +33,37 @@ def run(check, make):
 
 
 @pytest.mark.parametrize("check", store_checks(), ids=str)
-@pytest.mark.parametrize("make", STORES.values(), ids=STORES)
+@pytest.mark.parametrize("make", IN_MEMORY.values(), ids=IN_MEMORY)
 def test_store(make, check):
     """A store keeps this promise of ``KeyValueStore``."""
     run(check, make)
 
 
 @pytest.mark.parametrize("check", journal_checks(), ids=str)
-@pytest.mark.parametrize("make", JOURNALS.values(), ids=JOURNALS)
+@pytest.mark.parametrize("make", JOURNALS_IN_MEMORY.values(), ids=JOURNALS_IN_MEMORY)
 def test_journal(make, check):
     """A journal keeps this promise of ``Journal``."""
     run(check, make)
 
 
 @pytest.mark.parametrize("check", [*store_checks(), *journal_checks()], ids=str)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ON_DISK)
 def test_store_on_disk(name, check, tmp_path):
-    """A store on disk keeps the promise, also between two clients, in real time."""
-    class_name, opened = FILES[name]
-    kind = getattr(pytest.importorskip(f"durable_adapters.{name}"), class_name)
-    paths = (tmp_path / f"{number}" for number in range(100))
+    """A store on disk keeps the promise, also between two clients."""
+    kind = ON_DISK[name]
+    paths = (tmp_path / str(number) for number in range(100))
     places = {}
 
     def make():
         path = next(paths)
-        store = opened(kind, path)
+        store = kind.open(path)
         places[store] = path
         return store
 
-    asyncio.run(check(make, again=lambda store: opened(kind, places[store])))
+    def age(store, seconds):
+        kind.age(places[store], "durable", seconds)
+
+    asyncio.run(check(make, again=lambda store: kind.open(places[store]), age=age))
 
 
 def test_all_at_once_in_real_time():

@@ -15,19 +15,18 @@ from durable_adapters._sqlite_schema import HEAD_COLUMNS, open_database
 from durable_adapters.sqlite import SQLiteStore
 from sqlite_site import (
     Hooks,
-    age,
     begin,
     claim,
     hook_connections,
     in_store,
     rows,
 )
+from stores import age_sqlite
 
 from durable._errors import LeaseLostError, StateFormatError, StoreError
 from durable._leases import HeadRow
 from durable._memory import MemoryStore
-from durable.store import Append, HeadChange, Journal, KeyValueStore, ListQuery
-from durable.testing import Check, journal_checks, store_checks
+from durable.store import Append, HeadChange, ListQuery
 
 
 @pytest.fixture
@@ -38,43 +37,6 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Hooks:
     return hook_connections(monkeypatch)
-
-
-# The contracts.
-
-
-class Site:
-    """Makes stores in one folder, for the conformance checks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.made = 0
-
-    def make(self) -> SQLiteStore:
-        self.made += 1
-        return SQLiteStore(self.folder / f"{self.made}.db")
-
-    def again(self, store: Any) -> SQLiteStore:
-        return SQLiteStore(store._settings.path)
-
-    def age(self, store: Any, seconds: float) -> None:
-        age(store._settings.path, store._settings.prefix, seconds)
-
-
-@pytest.mark.parametrize("check", store_checks(), ids=str)
-def test_it_is_a_key_value_store(check: Check[KeyValueStore], tmp_path: Path) -> None:
-    """Every promise of ``KeyValueStore`` holds."""
-    site = Site(tmp_path)
-
-    asyncio.run(check(site.make, again=site.again, age=site.age))
-
-
-@pytest.mark.parametrize("check", journal_checks(), ids=str)
-def test_it_is_a_journal(check: Check[Journal], tmp_path: Path) -> None:
-    """Every promise of ``Journal`` holds."""
-    site = Site(tmp_path)
-
-    asyncio.run(check(site.make, again=site.again, age=site.age))
 
 
 def test_the_head_has_a_column_for_each_field() -> None:
@@ -303,7 +265,7 @@ def test_an_expired_run_takes_no_append(database: Path) -> None:
 
     async def use(store: SQLiteStore) -> None:
         fence = await begin(store, "r", ttl=60.0)
-        age(database, "durable", 100.0)
+        age_sqlite(database, "durable", 100.0)
         (outcome,) = await store.append([Append("r", "me", fence, 2, ("x",))])
         assert isinstance(outcome, LeaseLostError)
 
@@ -321,7 +283,7 @@ def test_a_claim_clears_expired_runs_away(database: Path) -> None:
             await store.append([Append(f"r{number}", "me", fence, 2, ("end",), head=change)])
 
     in_store(database, leave)
-    age(database, "durable", 100.0)
+    age_sqlite(database, "durable", 100.0)
     in_store(database, lambda store: store.claim(claim("new")))
 
     assert [rows(database, table) for table in ("runs", "log", "inbox")] == [1, 1, 0]
