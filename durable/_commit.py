@@ -8,13 +8,14 @@ databases' own write-ahead logs (DeWitt et al., 1984).
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from durable._clock import clock
 from durable._errors import DurableError, StoreError
-from durable.store import Append, Journal, Refusal
+from durable.store import Append, Journal, Refusal, SelfCommitting
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,12 +74,16 @@ class GroupCommit:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._append_soon = journal.append_soon if isinstance(journal, SelfCommitting) else None
         self._waiting: deque[Pending] = deque()
         self._drain: asyncio.Task[None] | None = None
         self._retries: set[asyncio.Task[None]] = set()
 
     def submit(self, pending: Pending) -> None:
-        """Send ``pending`` with the next batch."""
+        """Send ``pending`` with the next batch, or at once where the store makes the batches."""
+        if self._append_soon is not None:
+            self._append_soon(pending.append, functools.partial(self._settle, pending))
+            return
         self._waiting.append(pending)
         if self._drain is None:
             self._drain = asyncio.create_task(self._drain_all(), name="durable group commit")
@@ -92,12 +97,20 @@ class GroupCommit:
             self._drain = None
 
     async def _commit(self, batch: list[Pending]) -> None:
-        failed = await self._try(batch)
-        if failed:
-            # Apart from the others, which have nothing to do with it.
-            retry = asyncio.create_task(self._retry(failed), name="durable retried appends")
-            self._retries.add(retry)
-            retry.add_done_callback(self._retries.discard)
+        if failed := await self._try(batch):
+            self._retry_soon(failed)
+
+    def _settle(self, pending: Pending, outcome: int | Refusal) -> None:
+        if isinstance(outcome, StoreError):
+            self._retry_soon([(pending, outcome)])
+        else:
+            pending.resolve(outcome)
+
+    def _retry_soon(self, failed: list[tuple[Pending, StoreError]]) -> None:
+        # In a task of its own, since the others have nothing to do with it.
+        retry = asyncio.create_task(self._retry(failed), name="durable retried appends")
+        self._retries.add(retry)
+        retry.add_done_callback(self._retries.discard)
 
     async def _try(self, batch: list[Pending]) -> list[tuple[Pending, StoreError]]:
         """Append ``batch``, resolve what is settled, and return what failed."""

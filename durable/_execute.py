@@ -9,13 +9,28 @@ from durable._begin import Arguments, Opened, error_text
 from durable._definition import Definition
 from durable._errors import DurableError, LeaseLostError
 from durable._events import RunCompleted, RunFailed, RunInterrupted, StepsUnasked
+from durable._options import Options
 from durable._records import Ended
 from durable._run import Call, Frame, Run, current_frame, warn
 from durable._stored_errors import describe_error
 from durable._tasks import uninterrupted
 from durable.store import HeadChange
 
-_CHILD_IGNORES = frozenset({"store", "lease", "ttl", "keep"})
+#: What belongs to a root run alone: a child shares its parent's.
+_CHILD_IGNORES = frozenset(
+    {
+        "codec",
+        "durability",
+        "keep",
+        "lease",
+        "max_recoveries",
+        "on_event",
+        "on_version_mismatch",
+        "resume_state",
+        "store",
+        "ttl",
+    }
+)
 
 
 async def execute_run(definition: Definition, opened: Opened) -> Any:
@@ -69,17 +84,27 @@ async def execute_child(definition: Definition, arguments: Arguments) -> Any:
     if frame is None or frame.step is None:
         raise DurableError("a child run needs a step to be in")
     parent, run = frame.call, frame.call.run
-    if ignored := sorted(_CHILD_IGNORES & definition.options.given):
+    if ignored := _ignored(definition.options, run):
         warn(
-            f"{definition.name} runs as a child of run {run.id!r}, whose store and lease it "
+            f"{definition.name} runs as a child of run {run.id!r}, whose store, lease and log it "
             f"shares; its own {', '.join(ignored)} are ignored"
         )
     call = Call(run, parent.scope.at((frame.step,)), definition.options)
     parent.children.append(call)
     try:
-        return await _call(definition, call, arguments, outer=frame)
+        value = await _call(definition, call, arguments, outer=frame)
     finally:
         parent.children.remove(call)
+    parent.missed += [f"{frame.step}/{key}" for key in call.unasked()]
+    return value
+
+
+def _ignored(own: Options, run: Run) -> list[str]:
+    """Return the options that a child run has in vain: given, and other than those of the run."""
+    given = sorted(_CHILD_IGNORES & own.given)
+    if own.store is run.session.store and "store" in given:
+        given.remove("store")
+    return [name for name in given if getattr(own, name) != getattr(run.options, name)]
 
 
 async def _call(

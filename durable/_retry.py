@@ -44,6 +44,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if self.wait > self.max_wait:
+            raise ValueError(
+                f"wait ({self.wait:g}) is longer than max_wait ({self.max_wait:g}); give both"
+            )
         _check_on(self.on)
 
     def delay(self, attempt: int, random: float) -> float:

@@ -9,7 +9,7 @@ processes can share the store. Read this file before writing a store, then let
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -36,6 +36,7 @@ __all__ = [
     "ListQuery",
     "Refusal",
     "RunLog",
+    "SelfCommitting",
     "SwappingStore",
     "open_store",
     "store_from_env",
@@ -266,6 +267,22 @@ class ListQuery(msgspec.Struct, frozen=True):
 
 #: What a refused member of a batch gets instead of the inbox count.
 Refusal = DurableError
+
+
+@runtime_checkable
+class SelfCommitting(Protocol):
+    """A journal that has threads of its own, on which appends that wait together share commits.
+
+    The library then hands over each append at once, instead of gathering them into batches.
+    """
+
+    def append_soon(self, member: Append, settle: Callable[[int | Refusal], None]) -> None:
+        """Begin to append ``member``, as ``append`` does; return at once and raise nothing.
+
+        ``settle`` is called once, in the running event loop, with the member's outcome, which is
+        a ``StoreError`` where ``append`` would raise. Appends to one run take effect in order.
+        """
+        ...
 
 
 @runtime_checkable

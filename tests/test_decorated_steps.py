@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
 import pytest
-from step_helpers import Boom, Crashing, fail_then_run, go, recorded
+from step_helpers import Boom, Crashing, fail_then_run, go, recorded, turns
 
 from durable import (
     DurableWarning,
@@ -17,6 +18,7 @@ from durable import (
     durable,
     step,
 )
+from durable.testing import ManualClock
 
 
 @dataclasses.dataclass
@@ -280,7 +282,7 @@ def named(name: str, aliases: tuple[str, ...], calls: list[str]) -> Any:
             raise Boom
         return number
 
-    return step(name=name, aliases=aliases, retry=Retry(attempts=2, wait=60))(work)
+    return step(name=name, aliases=aliases, retry=Retry(attempts=2, wait=30))(work)
 
 
 @pytest.mark.parametrize("old", ["fetch", "shop:fetch"])
@@ -310,10 +312,6 @@ def test_a_renamed_step_with_an_alias_is_neither_repeated_nor_lost(old: str) -> 
 
 def test_a_renamed_step_goes_on_with_its_attempts() -> None:
     """The attempts made under the former name count."""
-    import asyncio
-
-    from durable.testing import ManualClock
-
     store, calls = MemoryStore(), []
     current = named("old", (), calls)
 
@@ -324,8 +322,7 @@ def test_a_renamed_step_goes_on_with_its_attempts() -> None:
     async def main() -> None:
         nonlocal current
         task = asyncio.create_task(flow.run("r"))
-        while not clock.sleeping:
-            await asyncio.sleep(0)
+        await turns()
         task.cancel()
         await asyncio.wait([task])
         current = named("new", ("old",), calls)
@@ -437,6 +434,5 @@ def test_a_durable_function_can_be_a_decorated_step() -> None:
     async def main() -> tuple[int, int]:
         return await flow.options(store=store).run("r"), await child(2)
 
-    with pytest.warns(DurableWarning, match="store"):
-        assert go(main()) == (2, 3)
+    assert go(main()) == (2, 3)
     assert list(go(recorded(store)).root.children) == ["child:1"]

@@ -223,9 +223,7 @@ def test_keys_decide_and_order_does_not() -> None:
     async def order(*keys: str) -> list[str]:
         return [await step(key, pay, key) for key in keys]
 
-    value, events = go(
-        passes(lambda: order("a", "b", "c"), lambda: order("c", "new", "a", "b"))
-    )
+    value, events = go(passes(lambda: order("a", "b", "c"), lambda: order("c", "new", "a", "b")))
     assert value == ["c 1", "new 1", "a 1", "b 1"]
     assert not of_type(events, StepDrifted)
 

@@ -31,10 +31,11 @@ seconds = st.floats(0, 1e6)
 
 @st.composite
 def retries(draw: st.DrawFn) -> Retry:
+    wait, max_wait = sorted((draw(seconds), draw(seconds)))
     return Retry(
         attempts=draw(st.integers(1, 1000)),
-        wait=draw(seconds),
-        max_wait=draw(seconds),
+        wait=wait,
+        max_wait=max_wait,
         jitter=draw(st.floats(0, 10)),
     )
 
@@ -73,6 +74,12 @@ def test_times_are_finite_and_not_negative(name: str, value: float) -> None:
     assume(not 0 <= value < math.inf)
     with pytest.raises(ValueError, match=name):
         Retry(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_wait_longer_than_the_longest_is_refused() -> None:
+    """It would be cut down in silence."""
+    with pytest.raises(ValueError, match=r"wait \(60\) is longer than max_wait \(30\)"):
+        Retry(wait=60)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_the_record_counts_the_attempts() -> None:
 def test_failed_attempts_are_on_record_before_the_wait() -> None:
     """With their error and the time of the next attempt; the last one has no next."""
     store, work = MemoryStore(), Failing(9)
-    flow = flow_of(work, store, retry=Retry(attempts=2, wait=60, jitter=0))
+    flow = flow_of(work, store, retry=Retry(attempts=2, wait=60, max_wait=60, jitter=0))
 
     async def main() -> None:
         task = asyncio.create_task(flow.run("r"))
@@ -177,7 +184,7 @@ def test_failed_attempts_are_on_record_before_the_wait() -> None:
 def test_a_crash_resets_neither_the_attempts_nor_the_wait() -> None:
     """The next pass waits the rest of the wait, and makes the attempts that are left."""
     work = Failing(9)
-    flow = flow_of(work, retry=Retry(attempts=3, wait=60, jitter=0))
+    flow = flow_of(work, retry=Retry(attempts=3, wait=60, max_wait=60, jitter=0))
 
     async def main() -> None:
         slept = asyncio.Event()

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar, cast
 
@@ -146,6 +147,16 @@ class Pool:
         for place, (lane, work) in enumerate(works):
             self._submit(_Job(lane, work, gathering.at(place)))
         return await future
+
+    def run_soon(self, lane: str, work: Callable[[], T], settle: Callable[[T], None]) -> None:
+        """Let ``work``, which raises nothing, be done; ``settle`` gets its result in this loop."""
+        loop = asyncio.get_running_loop()
+
+        def done(result: object, error: BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, cast("T", result))
+
+        self._submit(_Job(lane, work, done))
 
     def run_later(self, lane: str, work: Callable[[], object]) -> None:
         """Let ``work`` be done some time; nobody hears what comes of it."""

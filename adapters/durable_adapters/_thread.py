@@ -28,7 +28,8 @@ class Job:
 
     ``work`` gets whatever the engine works with. ``writes`` says that it needs a write
     transaction, ``careful`` that what it has written when it raises may stay (it sees to that
-    itself). ``operation`` and ``key`` name the job in a ``StoreError``.
+    itself). ``operation`` and ``key`` name the job in a ``StoreError``. ``settle`` is called in
+    the loop when the job is done; without it, ``future`` gets the outcome.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Job:
         "loop",
         "operation",
         "result",
+        "settle",
         "work",
         "writes",
     )
@@ -51,6 +53,7 @@ class Job:
         *,
         writes: bool,
         careful: bool = False,
+        settle: Callable[[Job], None] | None = None,
     ) -> None:
         self.operation = operation
         self.key = key
@@ -58,7 +61,10 @@ class Job:
         self.writes = writes
         self.careful = careful
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.future: asyncio.Future[Any] | None = (
+            self.loop.create_future() if settle is None else None
+        )
+        self.settle = settle
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -115,8 +121,13 @@ class PrivateThread:
         self._watches_forks = False
         weakref.finalize(self, _end_all, self._lines).atexit = False
 
-    def submit(self, job: Job) -> asyncio.Future[Any]:
-        """Have ``job`` done; return the future of its outcome.
+    async def do(self, job: Job) -> Any:
+        """Have ``job`` done; return its result or raise its error."""
+        self.submit(job)
+        return None if job.future is None else await job.future
+
+    def submit(self, job: Job) -> None:
+        """Have ``job`` done; its outcome reaches its future, or its ``settle``.
 
         Raises ``StoreError`` after ``close``.
         """
@@ -125,7 +136,6 @@ class PrivateThread:
             if self._closed:
                 raise StoreError(job.operation, job.key, "the store is closed (aclose was called)")
             line.queue.put(job)
-        return job.future
 
     def _begin(self) -> _Line:
         line = self._lines.setdefault(os.getpid(), _Line())
@@ -251,9 +261,12 @@ def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[Any], None], argu
 
 def _settle(jobs: list[Job]) -> None:
     for job in jobs:
-        if job.future.done():
+        if job.future is None:
+            if job.settle is not None:
+                job.settle(job)
+        elif job.future.done():
             continue
-        if job.error is None:
+        elif job.error is None:
             job.future.set_result(job.result)
         else:
             job.future.set_exception(job.error)

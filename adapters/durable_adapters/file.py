@@ -9,6 +9,7 @@ nothing is acknowledged before it is on the disk.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -243,6 +244,19 @@ class FileStore:
                 outcomes[place] = outcome
         return outcomes
 
+    def append_soon(self, member: Append, settle: Callable[[int | Refusal], None]) -> None:
+        """Begin to append ``member``; those of different runs reach the disk side by side."""
+        run_id = member.run_id
+        try:
+            _check_lines(member.lines)
+            engine = self._engine("append", run_id)
+        except (StoreError, ValueError) as error:
+            refusal = StoreError("append", run_id, str(error))
+            refusal.__cause__ = error
+            asyncio.get_running_loop().call_soon(settle, refusal)
+            return
+        engine.pool.run_soon(run_id, partial(_append_one, engine, member), settle)
+
     async def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run on."""
         return await self._call(
@@ -289,6 +303,15 @@ def _claim(engine: _Engine, claim: Claim) -> Claimed | None:
         if claimed is not None and engine.disk.is_purge_due():
             engine.pool.run_later("purge", lambda: engine.scan.purge(_REMOVE, look=_LOOK))
     return claimed
+
+
+def _append_one(engine: _Engine, member: Append) -> int | Refusal:
+    try:
+        (outcome,) = engine.runs.append(member.run_id, (member,))
+    except Exception as error:
+        outcome = StoreError("append", member.run_id, str(error))
+        outcome.__cause__ = error
+    return outcome
 
 
 def _check_lines(lines: Sequence[str]) -> None:

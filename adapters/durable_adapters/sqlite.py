@@ -102,11 +102,11 @@ class SQLiteStore:
         await self._thread.close()
 
     async def _read(self, operation: str, key: str, work: Callable[[RunSession], T]) -> T:
-        result: T = await self._thread.submit(Job(operation, key, work, writes=False))
+        result: T = await self._thread.do(Job(operation, key, work, writes=False))
         return result
 
     async def _write(self, operation: str, key: str, work: Callable[[RunSession], T]) -> T:
-        result: T = await self._thread.submit(Job(operation, key, work, writes=True))
+        result: T = await self._thread.do(Job(operation, key, work, writes=True))
         return result
 
     # The five methods, and swap.
@@ -161,8 +161,23 @@ class SQLiteStore:
         if not batch:
             return []
         job = Job("append", batch[0].run_id, partial(_append, batch), writes=True, careful=True)
-        outcomes: list[int | Refusal] = await self._thread.submit(job)
+        outcomes: list[int | Refusal] = await self._thread.do(job)
         return outcomes
+
+    def append_soon(self, member: Append, settle: Callable[[int | Refusal], None]) -> None:
+        """Begin to append ``member``; what waits together shares a commit."""
+        job = Job(
+            "append",
+            member.run_id,
+            partial(_append, (member,)),
+            writes=True,
+            careful=True,
+            settle=partial(_settle_append, settle),
+        )
+        try:
+            self._thread.submit(job)
+        except StoreError as closed:
+            job.loop.call_soon(settle, closed)
 
     async def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run on."""
@@ -302,6 +317,17 @@ def _perform(session: RunSession, job: Job) -> None:
 
 def _append(batch: Sequence[Append], session: RunSession) -> list[int | Refusal]:
     return session.append(batch)
+
+
+def _settle_append(settle: Callable[[int | Refusal], None], job: Job) -> None:
+    if job.error is None:
+        (outcome,) = job.result
+    elif isinstance(job.error, DurableError):
+        outcome = job.error
+    else:
+        outcome = StoreError(job.operation, job.key, str(job.error))
+        outcome.__cause__ = job.error
+    settle(outcome)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

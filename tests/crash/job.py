@@ -25,8 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +124,8 @@ class Site:
         self.say(f"at {point}")
         return True
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[None]:
-        """Crash before, in the middle of, or after what happens inside."""
+    def before_write(self) -> str:
+        """Crash here if it's due, or soon; return the write's name."""
         self.writes += 1
         name = f"write {self.writes}"
         if self.is_due(f"{name} before"):
@@ -135,7 +133,10 @@ class Site:
         if self._crash.startswith(f"{name} during "):
             delay = int(self._crash.rpartition(" ")[2]) / 1e6
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        yield
+        return name
+
+    def after_write(self, name: str) -> None:
+        """Crash here if it's due."""
         if self.is_due(f"{name} after"):
             _stand_still()
 
@@ -145,25 +146,41 @@ def _stand_still() -> None:
     threading.Event().wait()
 
 
+#: The stores' classes by scheme: found here once, since it takes as long as half a run.
+KINDS: dict[str, Any] = {
+    url.partition(":")[0]: type(open_store(url)) for url in ("sqlite:///x", "file:///x")
+}
+
+
 def watched_store(url: str, site: Site) -> Any:
     """Open the store at ``url``; its writes pass by ``site``."""
-    store: Any = open_store(url)
-    kind: Any = type(store)
+    kind = KINDS[url.partition(":")[0]]
 
-    class Watched(kind):  # type: ignore[misc]
+    class Watched(kind):  # type: ignore[misc, valid-type]
         async def claim(self, claim: Claim) -> Claimed | None:
-            async with site.writing():
-                claimed: Claimed | None = await kind.claim(self, claim)
+            name = site.before_write()
+            claimed: Claimed | None = await kind.claim(self, claim)
+            site.after_write(name)
             return claimed
 
         async def append(self, batch: Sequence[Append]) -> Sequence[int | Refusal]:
-            async with site.writing():
-                outcomes: Sequence[int | Refusal] = await kind.append(self, batch)
-                site.stored(batch, outcomes)
+            name = site.before_write()
+            outcomes: Sequence[int | Refusal] = await kind.append(self, batch)
+            site.stored(batch, outcomes)
+            site.after_write(name)
             return outcomes
 
-    store.__class__ = Watched
-    return store
+        def append_soon(self, member: Append, settle: Callable[[int | Refusal], None]) -> None:
+            name = site.before_write()
+
+            def settled(outcome: int | Refusal) -> None:
+                site.stored((member,), (outcome,))
+                site.after_write(name)
+                settle(outcome)
+
+            kind.append_soon(self, member, settled)
+
+    return Watched.from_url(url)
 
 
 class Job:
