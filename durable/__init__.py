@@ -11,6 +11,7 @@ where it stopped. From the outside in:
 """
 
 from durable._clock import Clock
+from durable._current import CurrentRun, current_run
 from durable._decorated import DecoratedStep
 from durable._errors import (
     AlreadyAnsweredError,
@@ -61,6 +62,7 @@ from durable._events import (
     StepReplayed,
     StepRetried,
     StepsUnasked,
+    VariableSet,
 )
 from durable._function import DurableFunction, durable
 from durable._kv_journal import KeyValueJournal
@@ -69,7 +71,6 @@ from durable._options import Codec
 from durable._persistence import StatePersistence
 from durable._records import StepRecord, StoredError
 from durable._retry import Retry
-from durable._run import CurrentRun, current_run
 from durable._runs import RunInfo, Runs
 from durable._state import ResumeState, is_step_complete, parse_state, stringify_state
 from durable._step import step
@@ -141,6 +142,7 @@ __all__ = [
     "TokenExpiredError",
     "UnknownSchemeError",
     "UnknownTokenError",
+    "VariableSet",
     "VersionMismatchError",
     "current_run",
     "durable",

@@ -159,6 +159,14 @@ class StepRepeated(StepEvent, frozen=True, kw_only=True):
     level: ClassVar[int] = logging.WARNING
 
 
+class VariableSet(Event, frozen=True, kw_only=True):
+    """The durable variable ``name`` was set; ``path`` leads to the child run it is part of."""
+
+    name: str
+    stored: msgspec.Raw
+    path: tuple[str, ...] = ()
+
+
 class StepsUnasked(Event, frozen=True, kw_only=True):
     """The pass has finished without asking for these recorded steps."""
 
@@ -236,21 +244,27 @@ class ResumeStateCollector:
     def __init__(self) -> None:
         self._run_id = ""
         self._state = ResumeState()
-        self._new: list[StepRecord] = []
+        self._new: list[StepRecord | VariableSet] = []
 
     def __call__(self, event: Event) -> None:
         """Take note of ``event``."""
         if isinstance(event, RunBegun):
             self._run_id, self._state, self._new = event.run_id, event.state, []
-        elif isinstance(event, StepCompleted) and event.run_id == self._run_id:
-            self._new.append(event.record)
+        elif event.run_id == self._run_id:
+            if isinstance(event, StepCompleted):
+                self._new.append(event.record)
+            elif isinstance(event, VariableSet):
+                self._new.append(event)
 
     def state(self) -> ResumeState:
         """Return everything recorded so far."""
         root = Scope()
         _fill(root, self._state)
-        for record in self._new:
-            root.at(record.path).steps[record.key] = record
+        for new in self._new:
+            if isinstance(new, StepRecord):
+                root.at(new.path).steps[new.key] = new
+            else:
+                root.at(new.path).variables[new.name] = new.stored
         return state_of(root, self._state.function, self._state.function_version)
 
 

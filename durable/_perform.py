@@ -190,17 +190,9 @@ async def _execute(frame: Frame, work: Work) -> Any:
         raise
     finally:
         current_frame.reset(token)
-    record = outcome.record
-
-    def settled(written: bool) -> None:
-        # The flight ends when the outcome is known, even if the caller has gone by then.
-        if written:
-            call.scope.steps[key] = record
-            call.scope.attempts.pop(key, None)
-        flight.end()
-
+    record = flight.record = outcome.record
     try:
-        await run.writer.write(record, settled)
+        await run.writer.write(record, flight.settled)
     except asyncio.CancelledError:
         if run.observed:
             await _publish_late(call, flight, record)

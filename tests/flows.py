@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 
 from durable import MemoryStore
+from durable.store import Append, Claim, HeadChange
 from durable.testing import FlakyStore, ManualClock
 
 
@@ -67,3 +68,14 @@ def under_clock(test):
             return await test(clock)
 
     return asyncio.run(main())
+
+
+async def mark(store, run_id, status, name):
+    """Bring a run into ``status`` by the store alone, as a later version may have."""
+    claim = Claim(
+        run_id=run_id, name=name, owner="hand", lease=9.0, statuses=frozenset({"pending"})
+    )
+    claimed = await store.claim(claim)
+    head = claimed.log.head
+    change = HeadChange(status=status, release=True)
+    await store.append([Append(run_id, "hand", head.fence, head.sequence + 1, (), change)])

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
-from flows import Effects, Gates
+from flows import Effects, Gates, mark
 
 from durable import (
     DurableFunction,
@@ -22,7 +22,6 @@ from durable import (
     durable,
     step,
 )
-from durable.store import Append, Claim, HeadChange
 
 
 def doubler(store, effects, **options):
@@ -33,17 +32,6 @@ def doubler(store, effects, **options):
         return number * 2
 
     return double
-
-
-async def mark(store, run_id, status, name="double"):
-    """Bring a run into ``status`` by the store alone, as a later version may have."""
-    claim = Claim(
-        run_id=run_id, name=name, owner="hand", lease=9.0, statuses=frozenset({"pending"})
-    )
-    claimed = await store.claim(claim)
-    head = claimed.log.head
-    change = HeadChange(status=status, release=True)
-    await store.append([Append(run_id, "hand", head.fence, head.sequence + 1, (), change)])
 
 
 def waiting(store, gates, **options):
@@ -746,7 +734,7 @@ def test_a_cancelled_run_never_goes_on():
     async def main():
         run_id = f"double:{double.definition.fingerprint((4,), {})}"
         await double.submit(run_id, 4)
-        await mark(store, run_id, "cancelled")
+        await mark(store, run_id, "cancelled", "double")
         for call in (double.run(run_id, 4), double.resume(run_id), double.submit(run_id, 4)):
             with pytest.raises(RunCancelledError):
                 await call

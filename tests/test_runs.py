@@ -4,8 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from flows import Effects, Gates, flaky_memory, under_clock, until
-from test_functions import mark
+from flows import Effects, Gates, flaky_memory, mark, under_clock, until
 
 from durable import (
     MemoryStore,
@@ -253,7 +252,7 @@ def test_delete_finished():
         work, runs = work_on(store, effects), Runs(store)
         await work.run("old")
         await work.submit("cancelled")
-        await mark(store, "cancelled", "cancelled", name="work")
+        await mark(store, "cancelled", "cancelled", "work")
         await work.submit("pending")
         with pytest.raises(ValueError):
             await work.run("failed", "x", True)
@@ -377,7 +376,7 @@ def test_forget_step_that_cannot_be():
         gates.go.set()
         await task
         await runs.forget_step("b", "first")
-        await mark(store, "b", "cancelled", name=work.name)
+        await mark(store, "b", "cancelled", work.name)
         with pytest.raises(RunCancelledError):
             await runs.forget_step("b", "wait")
 

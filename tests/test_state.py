@@ -536,3 +536,25 @@ def test_the_text_shows_its_format():
     text = stringify_state(recorded())
     assert msgspec.json.decode(text)["format"] == 1
     assert re.fullmatch(r'\{"checksum":"[0-9a-f]{16}",.*\}', text)
+
+
+def test_the_collector_has_variables():
+    """Durable variables that this pass set are in its state, those of child runs too."""
+    store, collector = MemoryStore(), ResumeStateCollector()
+
+    @durable(name="inner")
+    async def inner():
+        await current_run().set("seen", "inside")
+
+    @durable(store=store, on_event=collector)
+    async def outer():
+        await current_run().set("seen", 1)
+        await current_run().set("seen", 2)
+        await step("child", inner)
+
+    async def main():
+        await outer.run("a")
+        assert collector.state() == await Runs(store).state("a")
+        assert msgspec.json.decode(collector.state().variables["seen"]) == 2
+
+    asyncio.run(main())
