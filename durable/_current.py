@@ -9,6 +9,7 @@ import msgspec
 
 from durable._codec import TypeCodec
 from durable._errors import NoActiveRunError
+from durable._events import VariableSet
 from durable._options import check_id
 from durable._records import Variable
 from durable._run import Frame, current_frame

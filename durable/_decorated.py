@@ -108,12 +108,9 @@ class DecoratedStep(Generic[P, R]):
     def _make_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if self._signature is None:
             self._signature = inspect.signature(self._fn)
-        try:
-            bound = self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"step {self._settings.name!r}: {error}") from None
         if self._key is None:
             return self._key_of_arguments(self._signature, args, kwargs)
+        bound = self._bind(self._signature, args, kwargs)
         bound.apply_defaults()
         if not isinstance(self._key, str):
             return check_id(self._key(*bound.args, **bound.kwargs), "a step key")
@@ -131,11 +128,20 @@ class DecoratedStep(Generic[P, R]):
         try:
             return f"{self._settings.name}:{run_fingerprint(signature, args, kwargs)}"
         except TypeError as error:
+            self._bind(signature, args, kwargs)
             raise TypeError(
                 f"step {self._settings.name!r} can't make a key of its arguments: decorate it "
                 f"with @step(key=…), or call step(key, fn, …) "
                 f"({str(error).partition(', so')[0]})"
             ) from None
+
+    def _bind(
+        self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> inspect.BoundArguments:
+        try:
+            return signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"step {self._settings.name!r}: {error}") from None
 
 
 def decorate(fn: Any, settings: StepSettings, key: KeyTemplate = None) -> DecoratedStep[Any, Any]:

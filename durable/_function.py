@@ -200,9 +200,8 @@ def _decorate(fn: Callable[..., Any], options: dict[str, Any]) -> DurableFunctio
     if isinstance(fn, DurableFunction):
         raise TypeError(f"{fn!r} is durable already; change its options with .options(…)")
     if isinstance(fn, staticmethod | classmethod):
-        raise TypeError(
-            f"durable goes below @{type(fn).__name__}, next to the function it decorates"
-        )
+        kind = "staticmethod" if isinstance(fn, staticmethod) else "classmethod"
+        raise TypeError(f"durable goes below @{kind}, next to the function it decorates")
     if not inspect.iscoroutinefunction(fn):
         kind = "an async generator" if inspect.isasyncgenfunction(fn) else "not an async function"
         name = getattr(fn, "__qualname__", type(fn).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from typing import Any
 
 import msgspec
@@ -173,7 +174,7 @@ def _check_same(call: Call, work: Work, known: tuple[str, str]) -> None:
 async def _execute(frame: Frame, work: Work) -> Any:
     call, key = frame.call, check_id(work.key, "a step key")
     run = call.run
-    if call.closed or run.writer.failed is not None:
+    if call.closed or run.writer.failed is not None or run.loop is not get_running_loop():
         frame.check_open(key)
     flight = call.flights[key] = Flight(call, key, work.name, work.fingerprint)
     call.asked[key] = None

@@ -186,7 +186,13 @@ class Frame:
         if self.call.closed:
             self._cut_short()
             raise RunEndedError(self.call.run.id, name)
-        self.call.run.writer.check()
+        run = self.call.run
+        if run.loop is not asyncio.get_running_loop():
+            raise RuntimeError(
+                f"{name!r} was asked for in another event loop than that of run {run.id!r}; a sync "
+                "step that runs a loop of its own begins runs of their own there, with .run(id, …)"
+            )
+        run.writer.check()
 
     def _cut_short(self) -> None:
         """Let the steps that this is part of not count, as far out as the end reaches."""
@@ -236,6 +242,7 @@ class Run:
         self.fence = fence
         self.attempt = attempt
         self.plans = session.here().plans
+        self.loop = asyncio.get_running_loop()
         self.monotonic = clock().monotonic
         self._time = clock().time
         self._offset = now - self._time()

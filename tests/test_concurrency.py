@@ -396,9 +396,10 @@ def test_a_variable_set_after_the_end_is_refused() -> None:
     go(main())
 
 
+@pytest.mark.parametrize("swallowed", [True, False])
 @pytest.mark.parametrize("nested", ["step", "child"])
-def test_what_was_cut_short_by_the_end_is_not_kept(nested: str) -> None:
-    """A step in flight that swallows the refusal of an inner step has no true result."""
+def test_what_was_cut_short_by_the_end_is_not_kept(nested: str, swallowed: bool) -> None:
+    """A step in flight whose inner step is refused has neither a true result nor failed."""
     store = MemoryStore()
     begun, go_on, crash = asyncio.Event(), asyncio.Event(), True
 
@@ -411,6 +412,8 @@ def test_what_was_cut_short_by_the_end_is_not_kept(nested: str) -> None:
         try:
             return await step("inner", work)
         except Exception:
+            if not swallowed:
+                raise
             return "swallowed"
 
     fn: Any = outer if nested == "step" else durable(outer)

@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -30,10 +31,8 @@ def prepared(effects, fail=True):
     store = MemoryStore()
 
     async def main():
-        try:
+        with suppress(ValueError):
             await job(store, effects, fail).run("a", 1)
-        except ValueError:
-            pass
 
     asyncio.run(main())
     effects.clear()
@@ -143,7 +142,7 @@ def test_a_later_format_is_refused():
     effects = Effects()
     store, lines = prepared(effects)
     before = lines[:] = [rewritten(lines[0], 1, f=99), *lines[1:]]
-    with pytest.raises(StateFormatError, match="format 99.*update the library"):
+    with pytest.raises(StateFormatError, match=r"format 99.*update the library"):
         asyncio.run(job(store, effects).run("a"))
     assert effects == []
     assert lines == before

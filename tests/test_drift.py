@@ -53,7 +53,8 @@ async def passes(first: Flow, second: Flow, **options: Any) -> tuple[Any, list[A
     with pytest.raises(Boom):
         await flow.run("r")
     current = second
-    return await flow.options(on_event=events.append, **options).run("r"), events
+    options.setdefault("on_event", events.append)
+    return await flow.options(**options).run("r"), events
 
 
 def asking(key: str, fn: Any, *args: Any, **kwargs: Any) -> Flow:
@@ -250,6 +251,24 @@ def test_concurrent_steps_may_finish_in_another_order_on_the_rerun() -> None:
 
     value, _ = go(passes(lambda: branches("b", "c", "a"), third))
     assert value == ["a", "b", "c", "x 1"]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_drift_is_seen_whether_anybody_listens_or_not(observed: bool) -> None:
+    """A replay that nobody observes is quicker, and just as careful."""
+    options: dict[str, Any] = {} if observed else {"on_event": None}
+
+    async def twice() -> None:
+        await step("a", pay, "ann")
+        await step("a", pay, "ann")
+
+    first = asking("a", pay, "ann")
+    with pytest.raises(StepDriftError):
+        go(passes(first, asking("a", pay, "bob"), **options))
+    with pytest.warns(DurableWarning, match="which is 'give' now"):
+        go(passes(first, asking("a", give, "ann"), **options))
+    with pytest.warns(DurableWarning, match="more than once"):
+        go(passes(first, twice, **options))
 
 
 async def one_pass(work: Flow) -> tuple[Any, list[Any]]:

@@ -54,8 +54,9 @@ def test_async_commits_while_the_next_step_runs():
         gate = store.hold("append")
         task = asyncio.create_task(work.run("a"))
         await gate.reached.wait()
-        while effects != [0, 1]:
+        for _ in range(10):
             await asyncio.sleep(0)
+        assert effects == [0, 1]
         assert await steps_on_record(store) == []
         assert not task.done()
         gate.set()

@@ -42,7 +42,10 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "builtin"), EXAMPLES, ids=lambda each: type(each).__name__)
+NAMES = [type(error).__name__ for error, _ in EXAMPLES]
+
+
+@pytest.mark.parametrize(("error", "builtin"), EXAMPLES, ids=NAMES)
 def test_copies_and_pickles(error, builtin):
     """A copy, shallow, deep or pickled, has the same type, facts and sentence."""
     assert isinstance(error, builtin)
@@ -51,16 +54,14 @@ def test_copies_and_pickles(error, builtin):
         assert other.args == error.args
         assert vars(other) == vars(error)
         assert str(other) == str(error)
-        assert repr(other) == repr(error)
 
 
-@pytest.mark.parametrize("error", [each for each, _ in EXAMPLES[1:]], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("error", [error for error, _ in EXAMPLES], ids=NAMES)
 def test_every_fact_is_an_attribute(error):
     """What the constructor takes can be read by its name, and is ``args``."""
-    names = [name for name in inspect.signature(type(error)).parameters if name != "args"]
-    if type(error).__init__ is not Exception.__init__ and "kwargs" not in names:
-        facts = tuple(getattr(error, name) for name in names)
-        assert error.args == facts
+    if "__init__" in vars(type(error)):
+        names = inspect.signature(type(error)).parameters
+        assert error.args == tuple(getattr(error, name) for name in names)
     assert str(error)
 
 

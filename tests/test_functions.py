@@ -1,12 +1,15 @@
 """The decorator and its calls: what each does to a run in each of its states."""
 
 import asyncio
+import gc
 import inspect
 import threading
+import weakref
 from dataclasses import dataclass
 
 import pytest
-from flows import Effects, Gates, mark
+from five_method_store import FiveMethodStore
+from flows import Effects, Gates, flaky_memory, mark, until
 
 from durable import (
     DurableFunction,
@@ -22,6 +25,7 @@ from durable import (
     durable,
     step,
 )
+from durable.testing import FlakyStore
 
 
 def doubler(store, effects, **options):
@@ -103,7 +107,16 @@ class Callable:
 
 
 @pytest.mark.parametrize(
-    "thing", [not_async, generator, Callable(), 5, "text", staticmethod(not_async), durable(Callable.__call__)]
+    "thing",
+    [
+        not_async,
+        generator,
+        Callable(),
+        5,
+        "text",
+        staticmethod(not_async),
+        durable(Callable.__call__),
+    ],
 )
 def test_only_async_functions_can_be_decorated(thing):
     """Anything but an async function is refused with a reason."""
@@ -758,3 +771,68 @@ def test_run_inside_a_durable_function_is_independent():
         assert [run.run_id for run in await Runs(store).list()] == ["inner", "outer"]
 
     asyncio.run(main())
+
+
+# Stores.
+
+
+@pytest.mark.parametrize(
+    "make", [MemoryStore, FiveMethodStore, flaky_memory, lambda: FlakyStore(FiveMethodStore())]
+)
+def test_any_store_will_do(make):
+    """Five methods are enough: run, busy, failure, resume, list, delete, all of it."""
+    store = make()
+
+    async def main():
+        gates, effects = Gates(), Effects()
+
+        @durable(store=store, name="work")
+        async def work(fail: bool = False):
+            await step("first", effects.do, 1)
+            if fail:
+                raise ValueError
+            return await step("wait", gates.wait)
+
+        with pytest.raises(ValueError):
+            await work.run("a", True)
+        task = asyncio.create_task(work.options(version=1).run("b"))
+        await until(gates.reached, task)
+        same = durable(store=store, name="work")(work.__wrapped__)
+        with pytest.raises(RunBusyError):
+            await same.run("b")
+        runs = Runs(store)
+        with pytest.raises(RunBusyError):
+            await runs.delete("b")
+        gates.go.set()
+        assert await task == "gone on"
+        assert [(run.run_id, run.status) for run in await runs.list()] == [
+            ("a", "failed"),
+            ("b", "finished"),
+        ]
+        with pytest.warns(DurableWarning, match="other arguments"):
+            assert await same.run("a") == "gone on"
+        assert await runs.delete_finished(0) == 2
+        assert await runs.list() == []
+        assert effects == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_two_event_loops_one_store():
+    """What one loop began another goes on with."""
+    store, effects = MemoryStore(), Effects()
+    double = doubler(store, effects)
+    assert asyncio.run(double.run("a", 1)) == 2
+    assert asyncio.run(double.run("a", 1)) == 2
+    assert asyncio.run(double(3)) == 6
+    assert len(effects) == 4
+
+
+def test_a_program_leaves_no_sessions_behind():
+    """Nothing of a store stays in the library once its users are gone."""
+    store = FiveMethodStore()
+    watched = weakref.ref(store)
+    asyncio.run(doubler(store, Effects()).run("a", 1))
+    del store
+    gc.collect()
+    assert watched() is None

@@ -48,7 +48,7 @@ def test_a_wait_is_bounded(retry: Retry, attempt: int, random: float) -> None:
     assert math.isfinite(delay)
 
 
-@given(retries(), st.integers(1, 200))
+@given(retries(), st.integers(1, 60))
 def test_waits_double_up_to_the_longest(retry: Retry, attempt: int) -> None:
     """Without jitter each is twice the one before, until ``max_wait``."""
     now, then = retry.delay(attempt, 0), retry.delay(attempt + 1, 0)

@@ -94,7 +94,7 @@ def test_misuse_of_list():
 
     async def main():
         runs = Runs(MemoryStore())
-        with pytest.raises(ValueError, match="'done'.*finished"):
+        with pytest.raises(ValueError, match=r"'done'.*finished"):
             await runs.list("done")
         with pytest.raises(ValueError, match="limit"):
             await runs.list(limit=0)
@@ -361,7 +361,7 @@ def test_forget_step_that_cannot_be():
     async def main():
         runs, gates = Runs(store), Gates()
         await work_on(store, effects).run("a")
-        with pytest.raises(LookupError, match="'third'.*'first', 'second'"):
+        with pytest.raises(LookupError, match=r"'third'.*'first', 'second'"):
             await runs.forget_step("a", "third")
 
         @durable(store=store)

@@ -467,6 +467,32 @@ def test_a_result_counts_for_its_ttl() -> None:
     assert found == [1, 1, 2]
 
 
+def test_expiry_is_part_of_the_record() -> None:
+    """It holds on later passes whatever they say of a ttl."""
+    calls: list[int] = []
+
+    async def price() -> int:
+        calls.append(1)
+        return len(calls)
+
+    @durable(store=MemoryStore())
+    async def flow() -> int:
+        first = not calls
+        found = await (step.options(ttl=10) if first else step)("price", price)
+        if first:
+            raise Boom
+        return found
+
+    async def main() -> int:
+        with pytest.raises(Boom):
+            await flow.run("r")
+        await clock.advance(11)
+        return await flow.run("r")
+
+    with ManualClock() as clock:
+        assert go(main()) == 2
+
+
 def test_an_expired_result_is_gone_even_if_the_step_then_fails() -> None:
     """The old value isn't served when the step is asked for again in that pass."""
     fails = False

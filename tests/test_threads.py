@@ -201,6 +201,34 @@ def test_sync_steps_work_at_the_same_time() -> None:
     go(flow.run("r"))
 
 
+def test_a_loop_inside_a_thread_cannot_be_part_of_the_run() -> None:
+    """Steps and children belong to the run's own loop; an independent run works there."""
+    store = MemoryStore()
+
+    @durable(store=store)
+    async def other() -> str:
+        return "fine"
+
+    async def steps() -> None:
+        await step("inner", list, "abc")
+
+    async def children() -> None:
+        await other()
+
+    def loop_of_its_own(work: Any) -> Any:
+        return asyncio.run(work())
+
+    @durable(store=store)
+    async def flow() -> str:
+        for name, work in (("steps", steps), ("children", children)):
+            with pytest.raises(RuntimeError, match=r"another event loop.*\.run\(id"):
+                await step(name, loop_of_its_own, work)
+        found: str = await step("run", loop_of_its_own, lambda: other.run("own"))
+        return found
+
+    assert go(flow.run("r")) == "fine"
+
+
 def test_a_failure_of_a_dropped_thread_is_silent() -> None:
     """Nobody is there to see it, and nothing is logged as never retrieved."""
     errors: list[Any] = []
