@@ -7,11 +7,13 @@ must be none.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from benchmarks._measure import FLOORS, close, make_store, row, scratch
+from benchmarks._measure import close, make_store, row, scratch
 from durable import KeyValueStore, durable, step
 from durable.store import Journal
 
@@ -59,11 +61,15 @@ async def measure(kind: str, folder: Path) -> None:
     job = Job(store)
     await job.go()
     assert job.calls == STEPS
+    read = bare_reader(kind, folder, await stored_lines(store))
     passes, replays, reads = [], [], []
     for _ in range(REPEATS):
         passes.append(await job.go())
         replays.append(job.replay)
-        reads.append(await bare_read(kind, folder, store))
+        start = perf_counter()
+        found = await asyncio.to_thread(read)
+        reads.append(perf_counter() - start)
+        assert len(found) > STEPS
     assert job.calls == STEPS, "a replayed step was executed"
     await close(store)
     print(f"{kind}: a run of {STEPS:,} done steps is resumed")
@@ -74,23 +80,6 @@ async def measure(kind: str, folder: Path) -> None:
     row("beyond the bare read, per step", f"{beyond:9.2f} µs", "≤ 4 µs")
 
 
-async def bare_read(kind: str, folder: Path, store: KeyValueStore) -> float:
-    """Return the seconds that reading as many lines takes without us."""
-    if kind not in FLOORS:
-        return 0.0
-    lines = await stored_lines(store)
-    target = folder / "read"
-    target.mkdir(exist_ok=True)
-    with FLOORS[kind](target) as floor:
-        if len(floor.read()) < len(lines):
-            fill(kind, target, lines)
-        start = perf_counter()
-        found = await asyncio.to_thread(floor.read)
-        taken = perf_counter() - start
-    assert len(found) >= len(lines)
-    return taken
-
-
 async def stored_lines(store: KeyValueStore) -> list[str]:
     assert isinstance(store, Journal)
     log = await store.read("bench")
@@ -99,16 +88,24 @@ async def stored_lines(store: KeyValueStore) -> list[str]:
     return list(log.lines)
 
 
-def fill(kind: str, target: Path, lines: list[str]) -> None:
-    """Put ``lines`` where the floor reads them, in one go."""
+def bare_reader(kind: str, folder: Path, lines: list[str]) -> Callable[[], list[str]]:
+    """Return what reads as many lines from the same medium without us."""
+    if kind == "memory":
+        return lambda: list(lines)
     if kind == "file":
-        (target / "floor.log").write_text("\n".join(lines) + "\n")
-        return
-    import sqlite3
-
-    with sqlite3.connect(target / "floor.db") as connection:
-        rows = [(1, number, line) for number, line in enumerate(lines, 1)]
-        connection.executemany("INSERT INTO log VALUES (?, ?, ?)", rows)
+        path = folder / "bare.log"
+        path.write_text("\n".join(lines) + "\n")
+        return lambda: path.read_text().splitlines()
+    connection = sqlite3.connect(folder / "bare.db", check_same_thread=False)
+    connection.execute(
+        "CREATE TABLE log (run INTEGER, sequence INTEGER, line TEXT, "
+        "PRIMARY KEY (run, sequence)) WITHOUT ROWID"
+    )
+    rows = [(1, number, line) for number, line in enumerate(lines, 1)]
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?)", rows)
+    connection.commit()
+    query = "SELECT line FROM log WHERE run = 1 ORDER BY sequence"
+    return lambda: [line for (line,) in connection.execute(query)]
 
 
 async def main() -> None:

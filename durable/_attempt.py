@@ -289,7 +289,8 @@ async def call_function(
 
     future.add_done_callback(ended)
     try:
-        value = await asyncio.shield(future)
+        await asyncio.wait([future])
     finally:
         given_up = True
+    value = future.result()
     return await value if inspect.isawaitable(value) else value

@@ -341,6 +341,5 @@ async def _begin_epoch(run: Run, records: Sequence[Record]) -> None:
     change = HeadChange(status="running", version=run.options.version)
     await run.writer.replace(records, change)
     folded = RunRecords()
-    for record in records:
-        folded.apply(record)
+    folded.apply(records)
     run.adopt(folded)

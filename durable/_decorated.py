@@ -45,11 +45,11 @@ class StepDecorator:
     @overload
     def __call__(self, fn: Callable[P, R], /) -> DecoratedStep[P, R]: ...
 
-    def __call__(self, fn: Callable[..., Any], /) -> Any:
+    def __call__(self, fn: Any, /) -> Any:
         """Return ``fn`` as a step."""
         decorated = decorate(fn, self._settings, self._key)
         if isinstance(self._key, str):
-            _check_fields(self._key, fn)
+            _check_fields(self._key, fn.__func__ if _is_class_method(fn) else fn)
         return decorated
 
 
@@ -78,7 +78,7 @@ class DecoratedStep(Generic[P, R]):
     ) -> DecoratedStep[Q, R]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
+        if instance is None and not _is_class_method(self._fn):
             return self
         bound = cast("Any", self._fn).__get__(instance, owner)
         return DecoratedStep[Any, Any](bound, self._settings, self._key)
@@ -148,13 +148,18 @@ def decorate(fn: Any, settings: StepSettings, key: KeyTemplate = None) -> Decora
     """Return ``fn`` as a step; raise ``TypeError`` if it can't be one."""
     if isinstance(fn, DecoratedStep):
         raise TypeError(f"{fn!r} is a step already; change its options with .options(…)")
-    if not callable(fn) or isinstance(fn, type):
+    if not (callable(fn) or _is_class_method(fn)) or isinstance(fn, type):
         kind = f"a {type(fn).__name__}" if not isinstance(fn, type) else f"the class {fn.__name__}"
         raise TypeError(f"step decorates functions, got {kind}")
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise TypeError(f"step decorates functions that return, and {function_name(fn)} yields")
     named = msgspec.structs.replace(settings, name=settings.name or function_name(fn))
     return DecoratedStep(fn, named, key)
+
+
+def _is_class_method(fn: object) -> bool:
+    """Return whether ``fn`` is a classmethod that isn't bound yet: it can't be called itself."""
+    return isinstance(fn, classmethod)
 
 
 def _check_template(key: Any) -> KeyTemplate:

@@ -48,10 +48,8 @@ def fold_lines(run_id: str, lines: Sequence[str], into: RunRecords | None = None
     start = records.sequence + 1
     bodies = [line[8:].encode(errors="surrogatepass") for line in lines]
     _check_sums(run_id, lines, bodies, start)
-    apply, decode = records.apply, _decode
     try:
-        for body in bodies:
-            apply(decode(body))
+        records.apply(map(_decode, bodies))
     except msgspec.DecodeError:
         where = f"record {records.sequence + 1} of run {run_id!r}"
         raise StateFormatError(where, "it isn't a record that this version knows") from None
@@ -62,8 +60,10 @@ def fold_lines(run_id: str, lines: Sequence[str], into: RunRecords | None = None
 
 def _check_sums(run_id: str, lines: Sequence[str], bodies: list[bytes], start: int) -> None:
     seed, crc32 = line_seed(run_id), zlib.crc32
+    # Twice as fast as an f-string, and half of what reading a long log consists of.
     expected = [
-        f"{crc32(body, seed ^ position):08x}" for position, body in enumerate(bodies, start)
+        "%08x" % crc32(body, seed ^ position)  # noqa: UP031
+        for position, body in enumerate(bodies, start)
     ]
     found = [line[:8] for line in lines]
     if found == expected:

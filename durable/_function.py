@@ -35,9 +35,10 @@ Q = ParamSpec("Q")
 class DurableFunction(Nestable, Generic[P, R]):
     """An async function whose completed steps survive a crash."""
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Definition, *, of_class: bool = False) -> None:
         functools.update_wrapper(self, definition.fn)
         self._definition = definition
+        self._of_class = of_class
 
     def __repr__(self) -> str:
         return f"<durable function {self.name}>"
@@ -51,6 +52,8 @@ class DurableFunction(Nestable, Generic[P, R]):
     ) -> DurableFunction[Q, R]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self._of_class:
+            instance = owner if owner is not None else type(instance)
         if instance is None:
             return self
         return DurableFunction[Any, R](self._definition.bind(instance))
@@ -196,12 +199,13 @@ class DurableFunction(Nestable, Generic[P, R]):
             own.set_result(outcome)
 
 
-def _decorate(fn: Callable[..., Any], options: dict[str, Any]) -> DurableFunction[Any, Any]:
+def _decorate(decorated: Any, options: dict[str, Any]) -> DurableFunction[Any, Any]:
+    of_class = issubclass(type(decorated), classmethod)
+    fn: Callable[..., Any] = decorated.__wrapped__ if of_class else decorated
     if isinstance(fn, DurableFunction):
         raise TypeError(f"{fn!r} is durable already; change its options with .options(…)")
-    if isinstance(fn, staticmethod | classmethod):
-        kind = "staticmethod" if isinstance(fn, staticmethod) else "classmethod"
-        raise TypeError(f"durable goes below @{kind}, next to the function it decorates")
+    if isinstance(fn, staticmethod):
+        raise TypeError("durable goes below @staticmethod, next to the function it decorates")
     if not inspect.iscoroutinefunction(fn):
         kind = "an async generator" if inspect.isasyncgenfunction(fn) else "not an async function"
         name = getattr(fn, "__qualname__", type(fn).__name__)
@@ -209,7 +213,8 @@ def _decorate(fn: Callable[..., Any], options: dict[str, Any]) -> DurableFunctio
             f"durable decorates async functions (async def), and {name} is {kind}; put blocking "
             "work into steps, which may be sync"
         )
-    return DurableFunction(Definition(fn, Options(name=function_name(fn)).replace(options)))
+    definition = Definition(fn, Options(name=function_name(fn)).replace(options))
+    return DurableFunction(definition, of_class=of_class)
 
 
 @overload
@@ -242,7 +247,8 @@ def durable(fn: Any = None, /, **options: Any) -> Any:
     - ``codec``: encodes what is stored of values. ``on_event``: is told everything that happens.
     - ``resume_state``: a ``ResumeState``, or a function that gives one, for runs without records.
 
-    Raises ``TypeError`` for anything but an async function, and for unknown options.
+    It goes above ``@classmethod`` and below ``@staticmethod``. Raises ``TypeError`` for anything
+    but an async function, and for unknown options.
 
     ```python
     @durable

@@ -8,9 +8,7 @@ from typing import TypeAlias, cast
 import msgspec
 
 #: What to retry on: an exception type, several, or a predicate.
-RetryOn: TypeAlias = (
-    type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]
-)
+RetryOn: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):

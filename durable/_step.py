@@ -71,7 +71,7 @@ class Step:
         timeout: float | timedelta | None = ...,
         returns: Any = ...,
         ttl: float | timedelta | None = ...,
-        save_errors: type[BaseException] | tuple[type[BaseException], ...] = ...,
+        save_errors: type[Exception] | tuple[type[Exception], ...] = ...,
     ) -> StepDecorator: ...
 
     def __call__(
@@ -80,9 +80,10 @@ class Step:
         """Run ``fn(*args, **kwargs)`` as the step ``key``, or decorate a function as a step.
 
         As a call: awaits to the step's value. A completed step's stored value is returned
-        without calling ``fn``; ``key=None`` runs without saving. ``fn`` is async, or sync and
-        then works in a thread. As a decorator, bare or with options (``key`` is then a template
-        over the arguments, or a function of them), it gives a ``DecoratedStep``.
+        without calling ``fn``; ``key=None`` runs without saving, and ``retry`` and ``timeout``
+        still hold. ``fn`` is async, or sync and then works in a thread. As a decorator, bare or
+        with options (``key`` is then a template over the arguments, or a function of them), it
+        gives a ``DecoratedStep``.
 
         Raises ``StepDriftError``, ``DuplicateStepKeyError``, ``NotSerializableError``,
         ``StoreError``, ``LeaseLostError``, and whatever ``fn`` raises.
@@ -93,7 +94,7 @@ class Step:
             return self._call_object(first, fn, args, kwargs)
         if first is UNKNOWN:
             return StepDecorator(self._settings, kwargs)
-        if kwargs or not callable(first):
+        if kwargs or not (callable(first) or isinstance(first, classmethod)):
             _refuse_decoration(first)
         return decorate(first, self._settings)
 

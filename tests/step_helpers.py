@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from durable import DurableFunction, MemoryStore
@@ -77,10 +77,10 @@ async def attempts(store: MemoryStore, run_id: str = "r") -> list[AttemptRecord]
     found: list[AttemptRecord] = []
 
     class Collecting(RunRecords):
-        def apply(self, record: Record) -> None:
-            super().apply(record)
-            if isinstance(record, AttemptRecord):
-                found.append(record)
+        def apply(self, records: Iterable[Record]) -> None:
+            listed = list(records)
+            super().apply(listed)
+            found.extend(record for record in listed if isinstance(record, AttemptRecord))
 
     fold_lines(run_id, await lines_of(store, run_id), Collecting())
     return found

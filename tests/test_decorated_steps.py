@@ -196,6 +196,31 @@ def test_methods_can_be_steps() -> None:
     assert (first.calls, second.calls) == (["ann", "o1"], [])
 
 
+class Factory:
+    @step
+    @classmethod
+    async def make(cls, number: int) -> str:
+        return f"{cls.__name__} {number}"
+
+    @staticmethod
+    @step(key="static:{number}")
+    async def static(number: int) -> int:
+        return number
+
+
+def test_class_methods_and_static_methods_can_be_steps() -> None:
+    """``@step`` goes above ``@classmethod`` and below ``@staticmethod``."""
+    crash = Crashing()
+
+    @durable(store=MemoryStore())
+    async def flow() -> list[Any]:
+        found = [await Factory.make(1), await Factory().static(2), await Factory.static(3)]
+        crash()
+        return found
+
+    assert go(fail_then_run(flow)) == ["Factory 1", 2, 3]
+
+
 def test_options_of_the_decorator_hold() -> None:
     """Retries, and what ``.options`` changes of them."""
     calls: list[int] = []
@@ -397,8 +422,8 @@ def test_what_cannot_be_a_step_is_refused_at_decoration() -> None:
         step(generator)
     with pytest.raises(TypeError, match="a step already"):
         step(step(plain))
-    with pytest.raises(TypeError, match="got a classmethod"):
-        step(key="a")(classmethod(plain))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got a property"):
+        step(key="a")(property(plain))  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"^step takes a key and a function"):
         step(5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="needs a function to call"):

@@ -217,7 +217,7 @@ def test_closing_leaves_no_threads_and_no_files(tmp_path):
             )
         )
         await asyncio.sleep(0)
-        assert len(store_threads()) == 8
+        assert len(store_threads()) == 9
         await store.aclose()
         assert await under_way == [0] * 20
         assert store_threads() == []

@@ -628,6 +628,26 @@ def test_self_is_no_part_of_arguments_or_fingerprint():
     asyncio.run(main())
 
 
+def test_class_methods():
+    """``durable`` above ``classmethod`` works, on the class and on its instances."""
+
+    class Shop:
+        @durable(store=MemoryStore())
+        @classmethod
+        async def sell(cls, item: str) -> str:
+            return f"{item} from {cls.__name__}"
+
+    class Stall(Shop): ...
+
+    async def main():
+        assert await Shop.sell("tea") == "tea from Shop"
+        assert await Stall.sell("tea") == "tea from Stall"
+        assert await Stall().sell.run("a", "tea") == "tea from Stall"
+        assert await Shop.sell.options(lease=5).run("a", "tea") == "tea from Stall"
+
+    asyncio.run(main())
+
+
 def test_static_methods():
     """``durable`` below ``staticmethod`` works."""
 
@@ -653,7 +673,9 @@ def test_what_a_url_keeps_in_memory_lives_as_long_as_the_function():
     async def main():
         shop = Shop()
         await shop.sell.run("a")
+        gc.collect()
         await shop.sell.run("a")
+        gc.collect()
         await shop.sell.options(lease=5).run("a")
 
     asyncio.run(main())

@@ -105,7 +105,7 @@ def test_importing_loads_the_standard_library_and_msgspec_only():
         "import durable; print(*set(sys.modules) - before)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert loaded - set(sys.stdlib_module_names) == {"durable"}

@@ -72,7 +72,6 @@ class Class:
         (Class, "Class is not an async function"),
         (5, "int is not an async function"),
         (staticmethod(work), "goes below @staticmethod"),
-        (classmethod(work), "goes below @classmethod"),
         (durable(work), "is durable already"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,

@@ -217,6 +217,26 @@ def test_two_recoveries_at_once_share_the_runs(ends):
     asyncio.run(main())
 
 
+def test_a_run_that_failed_meanwhile_is_skipped():
+    """What failed after it was listed isn't executed again: failed runs are for people."""
+    store = flaky_memory()
+
+    async def main():
+        effects = Effects()
+        work = worker(store, effects)
+        await work.submit("a", "a", fail=True)
+        listed = store.hold("list_runs", when="after")
+        recovery = asyncio.create_task(recover(work))
+        await until(listed.reached, recovery)
+        with pytest.raises(ValueError):
+            await work.resume("a")
+        listed.set()
+        assert await recovery == RecoveryReport(skipped=("a",))
+        assert (await Runs(store).get("a")).attempts == 1
+
+    asyncio.run(main())
+
+
 def test_a_busy_run_that_the_function_itself_met_is_its_failure():
     """``RunBusyError`` about another run isn't taken for somebody being quicker."""
     store = MemoryStore()

@@ -241,6 +241,52 @@ def test_a_resume_begins_a_new_set_once_all_are_used_up() -> None:
     assert go(flow.run("r")) == 6
 
 
+def test_a_failure_that_is_not_retried_leaves_a_whole_set_to_the_resume() -> None:
+    """It used nothing up but its own pass."""
+    errors = [KeyError("x"), OSError(), OSError()]
+    calls: list[int] = []
+
+    async def work() -> str:
+        calls.append(1)
+        if errors:
+            raise errors.pop(0)
+        return "ok"
+
+    flow = flow_of(work, retry=Retry(attempts=3, wait=0, on=OSError))
+    with pytest.raises(KeyError):
+        go(flow.run("r"))
+    assert go(flow.run("r")) == "ok"
+    assert len(calls) == 4
+
+
+def test_fewer_attempts_than_were_made_already_are_used_up() -> None:
+    """The code now allows no more than have failed: the resume begins a new set."""
+    work, allowed = Failing(9), 5
+
+    @durable(store=MemoryStore())
+    async def flow() -> Any:
+        retry = Retry(attempts=allowed, wait=20, jitter=0)
+        return await step.options(retry=retry)("a", work)
+
+    async def main() -> None:
+        nonlocal allowed
+        slept = asyncio.Event()
+        crashing = asyncio.create_task(cancelled(flow.run("r"), slept))
+        await clock.advance(20)
+        slept.set()
+        await crashing
+        assert work.calls == 2
+        allowed = 2
+        task = asyncio.create_task(flow.run("r"))
+        await clock.advance(20)
+        with pytest.raises(Boom):
+            await task
+        assert work.calls == 4
+
+    with ManualClock() as clock:
+        go(main())
+
+
 def test_only_failures_that_retry_names_are_tried_again() -> None:
     """Another one is the step's failure at once."""
     work = Failing(1, KeyError("x"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from flows import Effects
+from flows import Effects, Gates, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -380,19 +380,21 @@ def test_the_collector_keeps_the_last_run_apart_from_others():
     store, collector = MemoryStore(), ResumeStateCollector()
 
     async def main():
-        gate = asyncio.Event()
+        one, two = Gates(), Gates()
 
         @durable(store=store, on_event=collector)
         async def work(name: str):
-            await step(name, gate.wait)
+            await step(name, (one if name == "one" else two).wait)
 
-        first = asyncio.create_task(work.run("a", "first"))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(work.run("b", "second"))
-        await asyncio.sleep(0)
-        gate.set()
-        await asyncio.gather(first, second)
-        assert list(collector.state().steps) == ["second"]
+        first = asyncio.create_task(work.run("a", "one"))
+        await until(one.reached, first)
+        second = asyncio.create_task(work.run("b", "two"))
+        await until(two.reached, second)
+        one.go.set()
+        await first
+        two.go.set()
+        await second
+        assert list(collector.state().steps) == ["two"]
 
     asyncio.run(main())
 

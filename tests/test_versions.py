@@ -141,6 +141,8 @@ def test_restart_without_arguments_takes_the_stored_ones():
 
     asyncio.run(main())
     assert charges(effects) == [10, 10]
+    keys = [effect for effect in effects if isinstance(effect, tuple)]
+    assert len(set(keys)) == 2
 
 
 def migrate(state: ResumeState) -> ResumeState:

@@ -89,6 +89,15 @@ def lock(fd: int, timeout: float) -> None:
         pause = min(pause * 2, 0.02)
 
 
+def try_lock(fd: int) -> bool:
+    """Lock the file if nobody else has locked it; return whether that is so."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def unlock(fd: int) -> None:
     """Give the lock back; a process forked meanwhile doesn't keep it."""
     fcntl.flock(fd, fcntl.LOCK_UN)
@@ -98,6 +107,26 @@ def files_at_once() -> int:
     """Return how many files a store may keep open: a quarter of the process's limit at most."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 256 if limit == resource.RLIM_INFINITY else max(8, min(256, limit // 4))
+
+
+class _FolderSync:
+    """Syncs of one folder: threads that wait together share one."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._begun = self._done = 0
+
+    def sync(self) -> None:
+        """Return when the entries that the folder has by now are on the disk."""
+        # A sync that begins from here on takes in what has been done up to here.
+        seen = self._begun
+        with self._lock:
+            if self._done > seen:
+                return
+            self._begun += 1
+            sync_folder(self._path)
+            self._done = self._begun
 
 
 class Disk:
@@ -115,6 +144,10 @@ class Disk:
         self._clock = -1
         self._next_purge = 0.0
         self._guard = threading.Lock()
+        self._runs_sync = _FolderSync(self.runs)
+        self._marker_syncs = {
+            status: _FolderSync(f"{self.index}/{status}") for status in STATUSES
+        }
 
     def run_path(self, name: str) -> str:
         """Return the path of the run called ``name``."""
@@ -199,12 +232,15 @@ class Disk:
             with suppress(OSError):
                 os.unlink(path)
 
+    def sync_runs(self) -> None:
+        """Return when every run that has been created or removed by now is so on the disk."""
+        self._runs_sync.sync()
+
     def mark(self, status: str, name: str) -> None:
         """Leave a durable marker: the run called ``name`` may have this status."""
-        folder = f"{self.index}/{status}"
-        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"{self.index}/{status}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.close(fd)
-        sync_folder(folder)
+        self._marker_syncs[status].sync()
 
     def unmark(self, name: str, *, keep: str = "") -> None:
         """Remove the markers of the run called ``name``, that of the status ``keep`` apart.

@@ -11,9 +11,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-from durable._errors import StateFormatError
+from durable._errors import DurableError, StateFormatError
 from durable._leases import HeadRow
-from durable_adapters._file_disk import Disk, lock, sync, sync_folder, unlock, write_at
+from durable_adapters._file_disk import Disk, lock, sync, try_lock, unlock, write_at
 from durable_adapters._file_format import (
     HEADER,
     Renewal,
@@ -108,6 +108,18 @@ class RunFile:
                 return True
             # Another file has been put in its place while we waited, or since we last looked.
             self.close()
+
+    def lock_ready(self) -> bool:
+        """Lock the file if it's free and known to its end; return whether it is."""
+        if (self.fd < 0 and not self._open()) or not try_lock(self.fd):
+            return False
+        there = os.stat(self.path)
+        self._size = there.st_size
+        return (
+            self._tape is not None
+            and self._size == self._flushed
+            and (there.st_dev, there.st_ino) == self._identity
+        )
 
     def _open(self) -> bool:
         try:
@@ -238,17 +250,31 @@ class RunFile:
         """Return when everything that was put is on the disk; an error leaves nothing of it."""
         if not self._pending:
             return
-        data = b"".join(self._pending)
         try:
-            if self._size > self._flushed:
-                os.ftruncate(self.fd, self._flushed)
-            write_at(self.fd, data, self._flushed)
+            self.write()
             sync(self.fd)
         except OSError:
-            with suppress(OSError):
-                os.ftruncate(self.fd, self._flushed)
-                sync(self.fd)
+            self.undo()
             raise
+        self.settle()
+
+    def write(self) -> None:
+        """Write everything that was put; it counts when the file has been synced, by the caller.
+
+        ``settle`` must follow then, or ``undo`` if something went wrong.
+        """
+        if self._size > self._flushed:
+            os.ftruncate(self.fd, self._flushed)
+        write_at(self.fd, b"".join(self._pending), self._flushed)
+
+    def undo(self) -> None:
+        """Take back what ``write`` has left."""
+        with suppress(OSError):
+            os.ftruncate(self.fd, self._flushed)
+            sync(self.fd)
+
+    def settle(self) -> None:
+        """Take note that what was put is on the disk."""
         self._pending.clear()
         self._size = self._flushed = self.tape.end
         if self._moved:
@@ -258,7 +284,7 @@ class RunFile:
     def confirm(self) -> None:
         """Return when what the file says is on the disk, whoever wrote it."""
         sync(self.fd)
-        sync_folder(self._disk.runs)
+        self._disk.sync_runs()
 
     def renew(self, row: HeadRow) -> None:
         """Record the lease and the expiry of ``row``, in place.
@@ -279,7 +305,7 @@ class RunFile:
                 os.close(fd)
                 return False
             self._adopt(fd, tape)
-        sync_folder(self._disk.runs)
+        self._disk.sync_runs()
         return True
 
     def replace(
@@ -293,7 +319,7 @@ class RunFile:
             os.rename(path, self.path)
             self.close()
             self._adopt(fd, tape)
-        sync_folder(self._disk.runs)
+        self._disk.sync_runs()
         if row.status != before:
             self._disk.unmark(self.name, keep=row.status)
 
@@ -308,7 +334,7 @@ class RunFile:
         os.unlink(self.path)
         self.close()
         self.gone = True
-        sync_folder(self._disk.runs)
+        self._disk.sync_runs()
         self._disk.unmark(self.name)
 
 
@@ -347,6 +373,26 @@ class RunFiles:
             self.keep(run)
         else:
             run.close()
+
+    def take_ready(self, run_id: str) -> RunFile | None:
+        """Give the run's file, locked, if that takes neither waiting nor reading it.
+
+        Whoever takes it must unlock it, and keep or close it.
+        """
+        with self._guard:
+            run = self._open.pop(run_id, None) or self._resting.pop(run_id, None)
+        if run is None:
+            return None
+        try:
+            if run.lock_ready():
+                return run
+            run.unlock()
+        except (OSError, DurableError):
+            # Whoever goes the usual way will be told.
+            run.close()
+        else:
+            self.keep(run)
+        return None
 
     def keep(self, run: RunFile) -> None:
         """Keep an unlocked file open, and close the one that was longest unused."""

@@ -91,16 +91,17 @@ class Runs:
                 if run is not None:
                     run.refresh()
                 for member in members:
-                    outcomes.append(self._append(run, member))
+                    outcomes.append(self.append_to(run, member))
                     if run is None or run.is_flushed:
                         safe = len(outcomes)
                 if run is not None:
                     run.flush()
         except DurableError as error:
-            outcomes[safe:] = [_copy(error) for _ in members[safe:]]
+            outcomes[safe:] = [copy_error(error) for _ in members[safe:]]
         return outcomes
 
-    def _append(self, run: RunFile | None, member: Append) -> int | Refusal:
+    def append_to(self, run: RunFile | None, member: Append) -> int | Refusal:
+        """Add lines to a locked file; they are safe when the file has been flushed."""
         if run is None or run.gone or self._has_expired(run):
             gone = LeaseLostError(member.run_id, member.fence)
             return 0 if removes(member) else gone
@@ -219,7 +220,7 @@ def _log(run: RunFile, row: HeadRow, now: float, lines: list[str], after: int = 
     )
 
 
-def _copy(error: DurableError) -> DurableError:
+def copy_error(error: DurableError) -> DurableError:
     """Return one error per member: a shared one would collect every waiter's traceback."""
     own = copy.copy(error)
     own.__cause__ = error.__cause__

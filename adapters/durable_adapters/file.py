@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
 from durable._errors import StoreError
@@ -37,6 +37,7 @@ from durable_adapters._file_pool import Pool
 from durable_adapters._file_run import RunFiles
 from durable_adapters._file_runs import Runs
 from durable_adapters._file_scan import Scan
+from durable_adapters._file_together import Together
 from durable_adapters._file_values import Values
 
 __all__ = ["FileStore"]
@@ -56,11 +57,13 @@ class _Engine:
 
     def __init__(self, folder: str, prefix: str, lock_timeout: float) -> None:
         self.disk = Disk(folder, prefix, lock_timeout)
-        self.files = RunFiles(self.disk, files_at_once())
+        most_open = files_at_once()
+        self.files = RunFiles(self.disk, most_open)
         self.runs = Runs(self.disk, self.files)
         self.values = Values(self.disk)
         self.scan = Scan(self.disk, self.runs, self.values)
-        self.pool = Pool(_THREADS)
+        together = Together(self.runs, self.files, _THREADS)
+        self.pool = Pool(_THREADS, together, most_open // 2)
 
     async def close(self) -> None:
         """Return when everything under way is done and nothing is open."""
@@ -223,21 +226,16 @@ class FileStore:
         if not batch:
             return []
         engine = self._engine("append", batch[0].run_id)
-        append = engine.runs.append
-        if len(batch) == 1:
-            _check_lines(batch[0].lines)
-            run_id = batch[0].run_id
-            return await engine.pool.run(run_id, lambda: append(run_id, batch))
         places: dict[str, list[int]] = {}
         for place, member in enumerate(batch):
             _check_lines(member.lines)
             places.setdefault(member.run_id, []).append(place)
-        groups = await engine.pool.run_all(
-            [
-                (run_id, partial(append, run_id, [batch[place] for place in mine]))
-                for run_id, mine in places.items()
-            ]
-        )
+        works: list[tuple[str, Callable[[], list[int | Refusal]], Sequence[Append]]] = []
+        for run_id, mine in places.items():
+            members = [batch[place] for place in mine]
+            plain = members if all(map(_is_plain, members)) else ()
+            works.append((run_id, partial(engine.runs.append, run_id, members), plain))
+        groups = await engine.pool.run_all(works)
         outcomes: list[int | Refusal] = [0] * len(batch)
         for mine, group in zip(places.values(), groups, strict=True):
             for place, outcome in zip(mine, group, strict=True):
@@ -255,7 +253,17 @@ class FileStore:
             refusal.__cause__ = error
             asyncio.get_running_loop().call_soon(settle, refusal)
             return
-        engine.pool.run_soon(run_id, partial(_append_one, engine, member), settle)
+        members = (member,)
+
+        def settle_one(result: object, error: BaseException | None) -> None:
+            settle(_only_outcome(run_id, result, error))
+
+        engine.pool.run_soon(
+            run_id,
+            partial(engine.runs.append, run_id, members),
+            settle_one,
+            members if _is_plain(member) else (),
+        )
 
     async def renew(self, run_id: str, owner: str, fence: int, lease: float) -> int:
         """Let the lease run on."""
@@ -305,13 +313,18 @@ def _claim(engine: _Engine, claim: Claim) -> Claimed | None:
     return claimed
 
 
-def _append_one(engine: _Engine, member: Append) -> int | Refusal:
-    try:
-        (outcome,) = engine.runs.append(member.run_id, (member,))
-    except Exception as error:
-        outcome = StoreError("append", member.run_id, str(error))
-        outcome.__cause__ = error
-    return outcome
+def _is_plain(member: Append) -> bool:
+    """Return whether all that ``member`` does is add lines."""
+    return member.head is None and not member.epoch
+
+
+def _only_outcome(run_id: str, result: object, error: BaseException | None) -> int | Refusal:
+    if error is None:
+        (outcome,) = cast("list[int | Refusal]", result)
+        return outcome
+    refusal = StoreError("append", run_id, str(error))
+    refusal.__cause__ = error
+    return refusal
 
 
 def _check_lines(lines: Sequence[str]) -> None:
