@@ -33,9 +33,7 @@ class Floor:
 @contextmanager
 def sqlite_floor(folder: Path) -> Iterator[Floor]:
     """A table like the store's own, on SQLite with WAL and synchronous=FULL."""
-    connection = sqlite3.connect(
-        folder / "floor.db", isolation_level=None, check_same_thread=False
-    )
+    connection = sqlite3.connect(folder / "floor.db", isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(

@@ -168,16 +168,15 @@ def arrange(head: StoredHead, names: Sequence[str]) -> tuple[list[Part], list[st
     row, parts, leftovers = head.row, list[Part](), list[str]()
     position, fence = row.first, 0
     for piece in sorted(_pieces(head, names, leftovers), key=_order):
-        is_part = isinstance(piece, Part)
         if piece.last < position or piece.fence < fence:
-            if is_part:
+            if isinstance(piece, Part):
                 leftovers.append(piece.name)
             continue
         if piece.first != position:
             what = "missing" if piece.first > position else "recorded twice"
             raise _broken(row.run_id, f"the lines around number {position} are {what}")
         position, fence = piece.last + 1, piece.fence
-        if is_part:
+        if isinstance(piece, Part):
             parts.append(piece)
     if position <= head.sequence:
         raise _broken(row.run_id, f"the lines from number {position} on are missing")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
-from durable import DurableFunction, MemoryStore
+from durable import DurableFunction, MemoryStore, durable, step
 from durable._format import fold_lines
 from durable._records import AttemptRecord, Record, RunRecords
 from durable._session import session_for
@@ -20,7 +20,7 @@ class Boom(Exception):
 
 
 class Crashing:
-    """Raises ``Boom`` the first ``times`` it is called: the end of a pass, where a test wants it."""
+    """Raises ``Boom`` the first ``times`` it is called: where a test wants a pass to end."""
 
     def __init__(self, times: int = 1) -> None:
         self.left = times
@@ -84,3 +84,47 @@ async def attempts(store: MemoryStore, run_id: str = "r") -> list[AttemptRecord]
 
     fold_lines(run_id, await lines_of(store, run_id), Collecting())
     return found
+
+
+class Work:
+    """An async function that reports when it begins and ends when it's let."""
+
+    def __init__(self, value: Any = "done") -> None:
+        self.value = value
+        self.calls = 0
+        self.begun = asyncio.Event()
+        self.end = asyncio.Event()
+
+    async def __call__(self, *args: object) -> Any:
+        self.calls += 1
+        self.begun.set()
+        await self.end.wait()
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+class Failing:
+    """Fails ``times`` times with ``error``, then gives the number of its calls."""
+
+    def __init__(self, times: int, error: Exception | None = None) -> None:
+        self.left = times
+        self.error = error or Boom("no luck")
+        self.calls = 0
+
+    async def __call__(self) -> int:
+        self.calls += 1
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return self.calls
+
+
+def step_flow(work: Any, store: MemoryStore | None = None, **options: Any) -> Any:
+    """Return a durable function that is one step ``a``, with these options."""
+
+    @durable(store=store or MemoryStore())
+    async def flow() -> Any:
+        return await step.options(**options)("a", work)
+
+    return flow

@@ -123,6 +123,31 @@ def test_another_function_with_the_same_arguments_is_a_rename() -> None:
     assert warned[0].filename == __file__  # at the caller's line, not at ours
 
 
+class Base:
+    async def pay(self, user: str) -> str:
+        return user
+
+
+class Sub(Base):
+    pass
+
+
+def test_an_inherited_method_is_the_same_function_in_every_class() -> None:
+    """It has the name of where it is defined, whichever class is seen first."""
+    owner, crash = Base(), Crashing()
+
+    @durable(store=MemoryStore())
+    async def flow() -> str:
+        value = await step("a", owner.pay, "ann")
+        crash()
+        return value
+
+    with pytest.raises(Boom):
+        go(flow.run("r"))
+    owner = Sub()
+    assert go(flow.run("r")) == "ann"
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

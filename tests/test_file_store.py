@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -217,7 +218,7 @@ def test_closing_leaves_no_threads_and_no_files(tmp_path):
             )
         )
         await asyncio.sleep(0)
-        assert len(store_threads()) == 9
+        assert len(store_threads()) == 17
         await store.aclose()
         assert await under_way == [0] * 20
         assert store_threads() == []
@@ -277,6 +278,238 @@ def test_few_files_are_open_and_nothing_is_read_again(tmp_path, monkeypatch):
 
     assert open_files() == files
     assert sum(map(len, read)) < 60 * 200
+
+
+# Appends that reach the disk together.
+
+
+def soon(store, members):
+    """Hand over ``members`` at once; return what gives their outcomes, in order."""
+    futures = [asyncio.get_running_loop().create_future() for _ in members]
+    for member, future in zip(members, futures, strict=True):
+        store.append_soon(member, future.set_result)
+    return asyncio.gather(*futures)
+
+
+async def claim_all(store, runs):
+    """Claim ``runs``; return the fence of each."""
+    claimed = await asyncio.gather(*(store.claim(a_claim(run)) for run in runs))
+    return {run: each.log.head.fence for run, each in zip(runs, claimed, strict=True)}
+
+
+def test_refused_append_is_refused_alone(tmp_path):
+    """Of appends that go out together, only those of a lost or absent run are refused."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, "abcd")
+            fences["c"] -= 1
+            members = [an_append(fences.get(run, 1), 2, run, run_id=run) for run in "abcxd"]
+            outcomes = await soon(store, members)
+            assert [each for each in outcomes if each == 0] == [0] * 3
+            assert {type(outcomes[2]), type(outcomes[3])} == {LeaseLostError}
+            assert [len((await store.read(run)).lines) for run in "abcd"] == [2, 2, 1, 2]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("broken", ["pwrite", "fdatasync", "flock"])
+def test_failure_concerns_one_run_of_those_together(tmp_path, monkeypatch, broken):
+    """What fails for one run's file leaves nothing there and doesn't reach the others."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, "abc")
+            before, bad = run_file(tmp_path, "b").read_bytes(), run_file(tmp_path, "b").stat()
+            members = [
+                an_append(fences[run], first, "x" * 50, run_id=run)
+                for first in (2, 3)
+                for run in "abc"
+            ]
+            owner = fcntl if broken == "flock" else os
+            real = getattr(owner, broken)
+
+            def failing(fd, *args):
+                if os.fstat(fd).st_ino == bad.st_ino and args != (fcntl.LOCK_UN,):
+                    raise OSError(errno.EIO, "Input/output error")
+                return real(fd, *args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, broken, failing)
+                outcomes = await soon(store, members)
+            assert [each for each in outcomes if each == 0] == [0] * 4
+            assert isinstance(outcomes[1], StoreError)
+            assert isinstance(outcomes[4], StoreError)
+            assert isinstance(outcomes[1].__cause__, OSError)
+            assert run_file(tmp_path, "b").read_bytes() == before
+            assert await soon(store, members) == [0] * 6
+            for run in "abc":
+                assert (await store.read(run)).lines == ["begin", "x" * 50, "x" * 50]
+
+    asyncio.run(main())
+
+
+def test_lost_markers_refuse_only_who_needs_them(tmp_path, monkeypatch):
+    """A folder of markers that can't be synced keeps heads from changing, not lines from going."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, "ab")
+            end = HeadChange(status="finished", release=True)
+            members = [
+                an_append(fences["a"], 2, "end", run_id="a", head=end),
+                an_append(fences["b"], 2, "x", run_id="b"),
+            ]
+
+            def failing(fd):
+                raise OSError(errno.EIO, "Input/output error")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", failing)
+                refused, accepted = await soon(store, members)
+            assert isinstance(refused, StoreError)
+            assert accepted == 0
+            assert (await store.read("a")).head.status == "running"
+            assert await soon(store, members) == [0, 0]
+            [head] = await store.list_runs(ListQuery(status=frozenset({"finished"})))
+            assert (head.run_id, head.sequence) == ("a", 2)
+
+    asyncio.run(main())
+
+
+def test_order_within_a_run_whatever_its_appends_do(tmp_path):
+    """Lines, changes of the head and epochs of one run take effect in the order given."""
+    heads = {0: HeadChange(status="paused"), 1: HeadChange(status="running")}
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, ["r", "s"])
+            members = [
+                an_append(
+                    fences[run], n, f"line {n}", run_id=run, head=heads.get(n % 5), epoch=n % 7 == 0
+                )
+                for n in range(2, 42)
+                for run in "rs"
+            ]
+            assert await soon(store, members) == [0] * 80
+            for run in "rs":
+                log = await store.read(run)
+                assert list(log.lines) == [f"line {n}" for n in range(35, 42)]
+                assert (log.head.status, log.head.sequence) == ("running", 41)
+        found = [path.parent.name for path in (tmp_path / "durable" / "index").glob("*/r")]
+        assert found == ["running"]
+
+    asyncio.run(main())
+
+
+def test_appends_that_wait_for_one_run_share_a_sync(tmp_path, monkeypatch):
+    """Concurrent steps of a run don't cost one sync each."""
+    synced = []
+    fdatasync = os.fdatasync
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fence = (await store.claim(a_claim())).log.head.fence
+            monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(fd) or fdatasync(fd))
+            assert await soon(store, [an_append(fence, n, "x") for n in range(2, 102)]) == [0] * 100
+
+    asyncio.run(main())
+    assert len(synced) < 50
+
+
+def test_run_locked_elsewhere_holds_up_no_other(tmp_path):
+    """Appends to a run whose lock another process holds wait, those of other runs don't."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, "abc")
+            members = {run: an_append(fences[run], 2, run, run_id=run) for run in "abc"}
+            with run_file(tmp_path, "b").open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                waiting = soon(store, [members["b"]])
+                assert await soon(store, [members["a"], members["c"]]) == [0, 0]
+                assert not waiting.done()
+                fcntl.flock(file, fcntl.LOCK_UN)
+                assert await waiting == [0]
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_stores_that_write_to_the_same_runs_do_not_wait_for_each_other(tmp_path):
+    """Two stores appending to the same runs in opposite order both get done."""
+    runs = [f"r{n}" for n in range(30)]
+
+    async def main():
+        async with FileStore(tmp_path) as one, FileStore(tmp_path) as two:
+            fences = await claim_all(one, runs)
+            for first in range(2, 12):
+                members = [an_append(fences[run], first, "x", run_id=run) for run in runs]
+                mine, other = soon(one, members), soon(two, members[::-1])
+                assert await mine == await other == [0] * len(runs)
+            assert {(await two.read(run)).head.sequence for run in runs} == {11}
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_closing_waits_for_appends_of_every_kind(tmp_path):
+    """aclose returns when all that was handed over is done, however it is queued."""
+
+    async def main():
+        store = FileStore(tmp_path)
+        fences = await claim_all(store, "abc")
+        members = [
+            an_append(fences[run], n, "x", run_id=run, epoch=n % 2 == 0)
+            for n in range(2, 12)
+            for run in "abc"
+        ]
+        under_way = soon(store, members)
+        await store.aclose()
+        assert store_threads() == []
+        assert await under_way == [0] * 30
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_outcomes_for_a_closed_loop_are_dropped(tmp_path):
+    """What an ended loop has left behind is written, and the store serves the next loop."""
+    store = FileStore(tmp_path)
+
+    async def leave():
+        fences = await claim_all(store, "ab")
+        for run, fence in fences.items():
+            store.append_soon(an_append(fence, 2, "x", run_id=run), lambda outcome: None)
+        return fences
+
+    async def go_on(fences):
+        members = [an_append(fence, 3, "y", run_id=run) for run, fence in fences.items()]
+        assert await soon(store, members) == [0, 0]
+        assert (await store.read("a")).lines == ["begin", "x", "y"]
+        await store.aclose()
+
+    asyncio.run(go_on(asyncio.run(leave())))
+
+
+def test_settle_that_raises_harms_no_other(tmp_path):
+    """Every outcome is handed over, whatever the receiver of another one does with its own."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fences = await claim_all(store, "abc")
+            loop, reported, settled = asyncio.get_running_loop(), [], []
+            loop.set_exception_handler(lambda loop, context: reported.append(context))
+
+            def settle(outcome):
+                settled.append(outcome)
+                raise RuntimeError("mine")
+
+            for run, fence in fences.items():
+                store.append_soon(an_append(fence, 2, "x", run_id=run), settle)
+            while len(settled) < 3:
+                await asyncio.sleep(0.001)
+            assert settled == [0] * 3
+            assert len(reported) == 3
+
+    asyncio.run(asyncio.wait_for(main(), 10))
 
 
 # Runs.

@@ -9,15 +9,21 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from step_helpers import Boom, attempts, cancelled, fail_then_run, go, recorded, turns
+from step_helpers import (
+    Boom,
+    Failing,
+    attempts,
+    cancelled,
+    go,
+    recorded,
+    step_flow,
+    turns,
+)
 
 from durable import (
-    DurableWarning,
     MemoryStore,
     NotSerializableError,
     Retry,
-    StepCompleted,
-    StepError,
     StepFailed,
     StepRetried,
     current_run,
@@ -108,35 +114,11 @@ def test_on_says_which_failures_are_tried_again(on: Any, error: Exception, wante
     assert Retry(on=on).wants(error) is wanted
 
 
-class Failing:
-    """Fails ``times`` times with ``error``, then gives the number of its calls."""
-
-    def __init__(self, times: int, error: Exception | None = None) -> None:
-        self.left = times
-        self.error = error or Boom("no luck")
-        self.calls = 0
-
-    async def __call__(self) -> int:
-        self.calls += 1
-        if self.left:
-            self.left -= 1
-            raise self.error
-        return self.calls
-
-
-def flow_of(work: Any, store: MemoryStore | None = None, **options: Any) -> Any:
-    @durable(store=store or MemoryStore())
-    async def flow() -> Any:
-        return await step.options(**options)("a", work)
-
-    return flow
-
-
 def test_a_step_without_retry_is_tried_once() -> None:
     """Its failure is the caller's at once."""
     work = Failing(1)
     with pytest.raises(Boom):
-        go(flow_of(work).run("r"))
+        go(step_flow(work).run("r"))
     assert work.calls == 1
 
 
@@ -150,14 +132,14 @@ def test_each_attempt_waits_twice_as_long() -> None:
 
     retry = Retry(attempts=5, wait=1, max_wait=4, jitter=0)
     with ManualClock(start=0, autojump=True) as clock, pytest.raises(Boom):
-        go(flow_of(fails, retry=retry).run("r"))
+        go(step_flow(fails, retry=retry).run("r"))
     assert times == [0, 1, 3, 7, 11]
 
 
 def test_the_record_counts_the_attempts() -> None:
     """A value that took three attempts says so, and replays as any other."""
     store, work = MemoryStore(), Failing(2)
-    flow = flow_of(work, store, retry=Retry(wait=0))
+    flow = step_flow(work, store, retry=Retry(wait=0))
     assert go(flow.run("r")) == 3
     assert go(recorded(store)).root.steps["a"].attempts == 3
 
@@ -165,7 +147,7 @@ def test_the_record_counts_the_attempts() -> None:
 def test_failed_attempts_are_on_record_before_the_wait() -> None:
     """With their error and the time of the next attempt; the last one has no next."""
     store, work = MemoryStore(), Failing(9)
-    flow = flow_of(work, store, retry=Retry(attempts=2, wait=60, max_wait=60, jitter=0))
+    flow = step_flow(work, store, retry=Retry(attempts=2, wait=60, max_wait=60, jitter=0))
 
     async def main() -> None:
         task = asyncio.create_task(flow.run("r"))
@@ -184,7 +166,7 @@ def test_failed_attempts_are_on_record_before_the_wait() -> None:
 def test_a_crash_resets_neither_the_attempts_nor_the_wait() -> None:
     """The next pass waits the rest of the wait, and makes the attempts that are left."""
     work = Failing(9)
-    flow = flow_of(work, retry=Retry(attempts=3, wait=60, max_wait=60, jitter=0))
+    flow = step_flow(work, retry=Retry(attempts=3, wait=60, max_wait=60, jitter=0))
 
     async def main() -> None:
         slept = asyncio.Event()
@@ -221,7 +203,7 @@ def test_an_attempt_cut_short_by_a_crash_does_not_count() -> None:
         return "ok"
 
     store = MemoryStore()
-    flow = flow_of(work, store, retry=Retry(attempts=2, wait=0))
+    flow = step_flow(work, store, retry=Retry(attempts=2, wait=0))
 
     async def main() -> Any:
         await cancelled(flow.run("r"), begun)
@@ -234,7 +216,7 @@ def test_an_attempt_cut_short_by_a_crash_does_not_count() -> None:
 def test_a_resume_begins_a_new_set_once_all_are_used_up() -> None:
     """The step failed; asking for it again is a new start."""
     work = Failing(5)
-    flow = flow_of(work, retry=Retry(attempts=3, wait=0))
+    flow = step_flow(work, retry=Retry(attempts=3, wait=0))
     with pytest.raises(Boom):
         go(flow.run("r"))
     assert work.calls == 3
@@ -252,7 +234,7 @@ def test_a_failure_that_is_not_retried_leaves_a_whole_set_to_the_resume() -> Non
             raise errors.pop(0)
         return "ok"
 
-    flow = flow_of(work, retry=Retry(attempts=3, wait=0, on=OSError))
+    flow = step_flow(work, retry=Retry(attempts=3, wait=0, on=OSError))
     with pytest.raises(KeyError):
         go(flow.run("r"))
     assert go(flow.run("r")) == "ok"
@@ -291,7 +273,7 @@ def test_only_failures_that_retry_names_are_tried_again() -> None:
     """Another one is the step's failure at once."""
     work = Failing(1, KeyError("x"))
     with pytest.raises(KeyError):
-        go(flow_of(work, retry=Retry(wait=0, on=OSError)).run("r"))
+        go(step_flow(work, retry=Retry(wait=0, on=OSError)).run("r"))
     assert work.calls == 1
 
 
@@ -304,7 +286,7 @@ def test_what_retrying_cannot_mend_is_not_retried() -> None:
         return object()
 
     with pytest.raises(NotSerializableError):
-        go(flow_of(work, retry=Retry(wait=0), save_errors=Exception).run("r"))
+        go(step_flow(work, retry=Retry(wait=0), save_errors=Exception).run("r"))
     assert len(calls) == 1
 
 
@@ -315,7 +297,7 @@ def test_misuse_is_never_saved_as_the_failure_of_a_step() -> None:
     async def work() -> Any:
         return value
 
-    flow = flow_of(work, save_errors=Exception)
+    flow = step_flow(work, save_errors=Exception)
     with pytest.raises(NotSerializableError):
         go(flow.run("r"))
     value = 1
@@ -333,7 +315,7 @@ def test_a_timeout_is_for_each_attempt() -> None:
         return "ok"
 
     store = MemoryStore()
-    flow = flow_of(work, store, timeout=0.005, retry=Retry(attempts=3, wait=0))
+    flow = step_flow(work, store, timeout=0.005, retry=Retry(attempts=3, wait=0))
     assert go(flow.run("r")) == "ok"
     assert [each.error.type_name for each in go(attempts(store))] == ["TimeoutError"] * 2
 
@@ -350,144 +332,19 @@ def test_a_timeout_without_retry_raises_timeout_error() -> None:
             raise
 
     with pytest.raises(TimeoutError):
-        go(flow_of(work, timeout=0.001).run("r"))
+        go(step_flow(work, timeout=0.001).run("r"))
     assert [type(each) for each in ended] == [asyncio.CancelledError]
 
 
 def test_events_tell_of_failures() -> None:
     """Each retry with its delay, and the failure when no attempt is left."""
     events: list[Any] = []
-    flow = flow_of(Failing(9), retry=Retry(attempts=2, wait=3, jitter=0))
+    flow = step_flow(Failing(9), retry=Retry(attempts=2, wait=3, jitter=0))
     with ManualClock(autojump=True), pytest.raises(Boom):
         go(flow.options(on_event=events.append).run("r"))
     (retried,) = [event for event in events if isinstance(event, StepRetried)]
     (failed,) = [event for event in events if isinstance(event, StepFailed)]
     assert (retried.attempt, retried.delay, failed.attempts) == (1, 3, 2)
-
-
-class Declined(Exception):
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-    def __str__(self) -> str:
-        return f"declined with code {self.code}"
-
-
-class Stubborn(Exception):
-    """Can't be made again from what it holds."""
-
-    def __init__(self, client: object) -> None:
-        super().__init__("stubborn")
-        self.client = client
-
-    def __reduce__(self) -> Any:
-        raise TypeError("no copies")
-
-
-async def two_failures(error: Exception, saved: Any) -> tuple[Exception, Exception, Failing]:
-    """Return what a step raises on the first pass and on the second."""
-    work, seen = Failing(1, error), []
-
-    @durable(store=MemoryStore())
-    async def flow() -> None:
-        try:
-            await step.options(save_errors=saved, retry=Retry(wait=0))("a", work)
-        except Exception as caught:
-            seen.append(caught)
-        if len(seen) == 1:
-            raise Boom
-
-    await fail_then_run(flow)
-    return seen[0], seen[1], work
-
-
-@pytest.mark.parametrize("saved", [Declined, (KeyError, Declined), Exception])
-def test_a_saved_failure_is_final_and_the_same_later(saved: Any) -> None:
-    """It isn't retried, and a resume raises the same type with the same text and facts."""
-    first, later, work = go(two_failures(Declined(51), saved))
-    assert type(first) is type(later) is Declined
-    assert str(first) == str(later) == "declined with code 51"
-    assert later.code == 51
-    assert work.calls == 1
-
-
-def test_a_failure_that_cannot_be_rebuilt_is_a_step_error_from_the_first_pass_on() -> None:
-    """It tells the original type, message and traceback; the original is the first one's cause."""
-    original = Stubborn(object())
-    first, later, work = go(two_failures(original, Stubborn))
-    assert isinstance(first, StepError) and isinstance(later, StepError)
-    assert first.__cause__ is original
-    assert first.args == later.args
-    assert (later.step, later.type_name, later.message) == ("a", "Stubborn", "stubborn")
-    assert "Failing" in later.traceback or "raise self.error" in later.traceback
-    assert work.calls == 1
-
-
-def test_other_failures_are_not_saved() -> None:
-    """A type outside of ``save_errors`` runs again on resume."""
-    work = Failing(1, KeyError("x"))
-    flow = flow_of(work, save_errors=Declined)
-    with pytest.raises(KeyError):
-        go(flow.run("r"))
-    assert go(flow.run("r")) == 2
-
-
-def test_a_saved_failure_completes_its_step() -> None:
-    """It is a record and an event like any other result."""
-    events: list[Any] = []
-    store = MemoryStore()
-    flow = flow_of(Failing(1, Declined(5)), store, save_errors=Declined)
-    with pytest.raises(Declined):
-        go(flow.options(on_event=events.append).run("r"))
-    (completed,) = [event for event in events if isinstance(event, StepCompleted)]
-    assert completed.record.error is not None
-    assert completed.record.error.type_name == "Declined"
-
-
-def test_asked_for_twice_a_saved_failure_is_raised_twice() -> None:
-    """Within one pass too."""
-
-    @durable(store=MemoryStore())
-    async def flow() -> None:
-        saving = step.options(save_errors=Declined)
-        for _ in range(2):
-            with pytest.raises(Declined):
-                await saving("a", work)
-
-    work = Failing(9, Declined(5))
-    with pytest.warns(DurableWarning, match="more than once"):
-        go(flow.run("r"))
-    assert work.calls == 1
-
-
-@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt])
-def test_a_cancellation_is_never_a_failure_of_the_step(kind: type[BaseException]) -> None:
-    """Nothing is recorded of it, retried or saved; what was done before stays."""
-    store, calls = MemoryStore(), []
-
-    async def before() -> int:
-        calls.append("before")
-        return 1
-
-    async def work() -> str:
-        calls.append("work")
-        if len(calls) == 2:
-            raise kind
-        return "ok"
-
-    @durable(store=store)
-    async def flow() -> str:
-        await step("before", before)
-        return await step.options(retry=Retry(wait=0), save_errors=Exception)("a", work)
-
-    with pytest.raises(kind):
-        asyncio.run(flow.run("r"))
-    found = go(recorded(store))
-    assert list(found.root.steps) == ["before"]
-    assert not found.root.attempts
-    assert asyncio.run(flow.run("r")) == "ok"
-    assert calls == ["before", "work", "work"]
 
 
 def test_the_idempotency_key_is_the_same_for_all_attempts() -> None:
@@ -499,7 +356,7 @@ def test_the_idempotency_key_is_the_same_for_all_attempts() -> None:
         seen.add(current_run().idempotency_key())
         return await work()
 
-    flow = flow_of(charge, retry=Retry(attempts=2, wait=0))
+    flow = step_flow(charge, retry=Retry(attempts=2, wait=0))
     with pytest.raises(Boom):
         go(flow.run("r"))
     go(flow.run("r"))

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
@@ -145,9 +145,7 @@ class Disk:
         self._next_purge = 0.0
         self._guard = threading.Lock()
         self._runs_sync = _FolderSync(self.runs)
-        self._marker_syncs = {
-            status: _FolderSync(f"{self.index}/{status}") for status in STATUSES
-        }
+        self._marker_syncs = {status: _FolderSync(f"{self.index}/{status}") for status in STATUSES}
 
     def run_path(self, name: str) -> str:
         """Return the path of the run called ``name``."""
@@ -236,21 +234,31 @@ class Disk:
         """Return when every run that has been created or removed by now is so on the disk."""
         self._runs_sync.sync()
 
-    def mark(self, status: str, name: str) -> None:
-        """Leave a durable marker: the run called ``name`` may have this status."""
-        fd = os.open(f"{self.index}/{status}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(fd)
+    def mark(self, status: str, name: str, before: str = "") -> None:
+        """Leave a marker: the run called ``name``, now ``before``, may have this status.
+
+        It lasts once ``sync_markers`` has returned.
+        """
+        path = f"{self.index}/{status}/{name}"
+        if before:
+            # Another name of the old marker costs far less than a new file.
+            with suppress(OSError):
+                os.link(f"{self.index}/{before}/{name}", path)
+                return
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def sync_markers(self, status: str) -> None:
+        """Return when every marker of this status that has been left by now is on the disk."""
         self._marker_syncs[status].sync()
 
-    def unmark(self, name: str, *, keep: str = "") -> None:
-        """Remove the markers of the run called ``name``, that of the status ``keep`` apart.
+    def unmark(self, name: str, statuses: Iterable[str] = STATUSES) -> None:
+        """Remove the markers of the run called ``name``.
 
         One that stays after all does no harm: whoever lists runs looks at the run itself.
         """
-        for status in STATUSES:
-            if status != keep:
-                with suppress(OSError):
-                    os.unlink(f"{self.index}/{status}/{name}")
+        for status in statuses:
+            with suppress(OSError):
+                os.unlink(f"{self.index}/{status}/{name}")
 
     def outlast(self, fence: int) -> None:
         """Return when a run recorded anew under the same id will get a higher fence.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar, cast
@@ -15,6 +15,10 @@ from durable.store import Append
 T = TypeVar("T")
 #: What gets a job's result or error, in the event loop that the job came from.
 Settle = Callable[[object, BaseException | None], None]
+
+
+def _nobody(result: object, error: BaseException | None) -> None:
+    """Stand for those who don't want to know."""
 
 
 class Job:
@@ -30,7 +34,7 @@ class Job:
         lane: str,
         work: Callable[[], object],
         loop: asyncio.AbstractEventLoop | None = None,
-        settle: Settle | None = None,
+        settle: Settle = _nobody,
         appends: Sequence[Append] = (),
     ) -> None:
         self.lane = lane
@@ -49,7 +53,7 @@ class Job:
             self.error = error
 
 
-def settle_all(jobs: Iterable[Job]) -> None:
+def settle_all(jobs: Sequence[Job]) -> None:
     """Hand over what came of ``jobs``; each event loop is woken once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
@@ -57,14 +61,16 @@ def settle_all(jobs: Iterable[Job]) -> None:
             by_loop.setdefault(job.loop, []).append(job)
     for loop, mine in by_loop.items():
         with suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle_here, loop, mine)
+            if len(mine) == 1:
+                loop.call_soon_threadsafe(mine[0].settle, mine[0].result, mine[0].error)
+            else:
+                loop.call_soon_threadsafe(_settle_here, loop, mine)
 
 
 def _settle_here(loop: asyncio.AbstractEventLoop, jobs: list[Job]) -> None:
     # Each in a turn of its own: what one raises is no concern of the others'.
     for job in jobs:
-        if job.settle is not None:
-            loop.call_soon(job.settle, job.result, job.error)
+        loop.call_soon(job.settle, job.result, job.error)
 
 
 class Lanes:
@@ -208,9 +214,7 @@ class Pool:
     don't keep it alive; ``stop`` lets them end when everything queued is done.
     """
 
-    def __init__(
-        self, size: int, together: Callable[[Lanes, list[Job]], None], most: int
-    ) -> None:
+    def __init__(self, size: int, together: Callable[[Lanes, list[Job]], None], most: int) -> None:
         self._size = size
         self._together = together
         self._most = most

@@ -65,7 +65,9 @@ class RunFile:
         self._size = 0
         self._flushed = 0
         self._pending: list[bytes] = []
-        self._moved = False
+        #: Statuses whose markers must be on the disk before the file is written.
+        self.marked: set[str] = set()
+        self._left: set[str] = set()
 
     @property
     def tape(self) -> Tape:
@@ -155,7 +157,8 @@ class RunFile:
         self.rest()
         self._tape = None
         self._pending.clear()
-        self._moved = False
+        self.marked.clear()
+        self._left.clear()
 
     # Reading.
 
@@ -242,8 +245,9 @@ class RunFile:
     def put_head(self, row: HeadRow, before: str) -> None:
         """Let ``row`` be the head; ``before`` is the status up to now."""
         if row.status != before:
-            self._disk.mark(row.status, self.name)
-            self._moved = True
+            self._disk.mark(row.status, self.name, before)
+            self.marked.add(row.status)
+            self._left.add(before)
         self._pending.append(self.tape.add_head(row))
 
     def flush(self) -> None:
@@ -251,6 +255,8 @@ class RunFile:
         if not self._pending:
             return
         try:
+            for status in self.marked:
+                self._disk.sync_markers(status)
             self.write()
             sync(self.fd)
         except OSError:
@@ -259,9 +265,10 @@ class RunFile:
         self.settle()
 
     def write(self) -> None:
-        """Write everything that was put; it counts when the file has been synced, by the caller.
+        """Write everything that was put, as a part of what ``flush`` does.
 
-        ``settle`` must follow then, or ``undo`` if something went wrong.
+        The markers of ``marked`` must be on the disk. Once the file is, ``settle`` must follow;
+        if something went wrong, ``undo``.
         """
         if self._size > self._flushed:
             os.ftruncate(self.fd, self._flushed)
@@ -277,9 +284,10 @@ class RunFile:
         """Take note that what was put is on the disk."""
         self._pending.clear()
         self._size = self._flushed = self.tape.end
-        if self._moved:
-            self._moved = False
-            self._disk.unmark(self.name, keep=self.row.status)
+        self.marked.clear()
+        if self._left:
+            self._disk.unmark(self.name, self._left - {self.row.status})
+            self._left.clear()
 
     def confirm(self) -> None:
         """Return when what the file says is on the disk, whoever wrote it."""
@@ -298,7 +306,7 @@ class RunFile:
         """Make the file and lock it; return False if another process was faster."""
         tape, data = compose(row, lines, {})
         with self._disk.new_file(data) as (fd, path):
-            self._disk.mark(row.status, self.name)
+            self._mark(row.status)
             try:
                 os.link(path, self.path)
             except FileExistsError:
@@ -315,13 +323,17 @@ class RunFile:
         tape, data = compose(row, lines, inbox)
         with self._disk.new_file(data) as (fd, path):
             if row.status != before:
-                self._disk.mark(row.status, self.name)
+                self._mark(row.status, before)
             os.rename(path, self.path)
             self.close()
             self._adopt(fd, tape)
         self._disk.sync_runs()
         if row.status != before:
-            self._disk.unmark(self.name, keep=row.status)
+            self._disk.unmark(self.name, (before,))
+
+    def _mark(self, status: str, before: str = "") -> None:
+        self._disk.mark(status, self.name, before)
+        self._disk.sync_markers(status)
 
     def _adopt(self, fd: int, tape: Tape) -> None:
         found = os.fstat(fd)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from durable._errors import DurableError, StoreError
 from durable.store import Append, Refusal
-from durable_adapters._file_disk import gate, sync
+from durable_adapters._file_disk import Disk, gate, sync
 from durable_adapters._file_pool import Job, Lanes, settle_all
 from durable_adapters._file_run import RunFile, RunFiles
 from durable_adapters._file_runs import Runs, copy_error
@@ -30,41 +32,60 @@ class _Write:
         self.outcomes: list[int | Refusal] = []
         self.error: DurableError | None = None
 
-    def write(self, runs: Runs) -> None:
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to be written, and nothing has gone wrong so far."""
+        return self.error is None and not self.run.is_flushed
+
+    def attempt(self, part: Callable[[], None]) -> None:
+        """Do a part of the write; what goes wrong concerns this write alone."""
         try:
             with gate("append", self.lane):
-                for member in self.members():
-                    self.outcomes.append(runs.append_to(self.run, member))
-                self.run.write()
-        except Exception as error:
-            self.fail(error)
-
-    def sync(self) -> None:
-        try:
-            with gate("append", self.lane):
-                sync(self.run.fd)
-        except Exception as error:
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        if isinstance(error, DurableError):
+                part()
+        except DurableError as error:
             self.error = error
-        else:
+        except Exception as error:
             self.error = StoreError("append", self.lane, str(error))
             self.error.__cause__ = error
+
+    def compose(self, runs: Runs) -> None:
+        """Find out what is to be written."""
+        for member in self.members():
+            self.outcomes.append(runs.append_to(self.run, member))
+
+    def sync(self) -> None:
+        """Return when what was written is on the disk."""
+        sync(self.run.fd)
 
     def members(self) -> list[Append]:
         return [member for job in self.jobs for member in job.appends]
 
-    def give_outcomes(self) -> None:
-        """Let each job know what came of its members."""
+    def conclude(self) -> None:
+        """Unlock the file, and let each job know what came of its members."""
         outcomes, at = self.outcomes, 0
-        if self.error is not None:
-            outcomes = [each for each in outcomes if not isinstance(each, int)]
+        if self.error is None:
+            self.run.settle()
+        else:
+            self.run.undo()
             outcomes = [copy_error(self.error) for _ in self.members()]
+        with suppress(OSError):
+            self.run.unlock()
         for job in self.jobs:
             job.result = outcomes[at : at + len(job.appends)]
             at += len(job.appends)
+
+
+class _Once:
+    """Does something the first time it's called, and whenever that failed before."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._done = False
+
+    def __call__(self) -> None:
+        if not self._done:
+            self._work()
+            self._done = True
 
 
 class _Syncs:
@@ -83,7 +104,7 @@ class _Syncs:
                 write = self._writes.popleft()
             except IndexError:
                 return
-            write.sync()
+            write.attempt(write.sync)
             with self._lock:
                 self._left -= 1
                 last = not self._left
@@ -102,7 +123,8 @@ class Together:
     lane's own job.
     """
 
-    def __init__(self, runs: Runs, files: RunFiles, helpers: int) -> None:
+    def __init__(self, disk: Disk, runs: Runs, files: RunFiles, helpers: int) -> None:
+        self._disk = disk
         self._runs = runs
         self._files = files
         self._helpers = helpers
@@ -116,14 +138,29 @@ class Together:
                 lanes.jobs.put(job)
                 continue
             write = _Write(run, job, lanes.followers(job.lane))
-            write.write(self._runs)
+            write.attempt(partial(write.compose, self._runs))
             writes.append(write)
-        self._sync(lanes, [w for w in writes if w.error is None and not w.run.is_flushed])
+        self._sync_markers(writes)
         for write in writes:
-            self._finish(write)
-        settle_all(job for write in writes for job in write.jobs)
+            if write.goes_on:
+                write.attempt(write.run.write)
+        self._sync(lanes, [write for write in writes if write.goes_on])
         for write in writes:
+            write.conclude()
+        settle_all([job for write in writes for job in write.jobs])
+        for write in writes:
+            self._give_back(write)
             lanes.leave(write.lane)
+
+    def _sync_markers(self, writes: list[_Write]) -> None:
+        by_status: dict[str, list[_Write]] = {}
+        for write in writes:
+            for status in write.run.marked if write.goes_on else ():
+                by_status.setdefault(status, []).append(write)
+        for status, mine in by_status.items():
+            sync_status = _Once(partial(self._disk.sync_markers, status))
+            for write in mine:
+                write.attempt(sync_status)
 
     def _sync(self, lanes: Lanes, writes: list[_Write]) -> None:
         if len(writes) == 1:
@@ -135,16 +172,8 @@ class Together:
             syncs.help()
             syncs.wait()
 
-    def _finish(self, write: _Write) -> None:
-        run = write.run
-        if write.error is None:
-            run.settle()
+    def _give_back(self, write: _Write) -> None:
+        if write.error is None and write.run.is_held:
+            self._files.keep(write.run)
         else:
-            run.undo()
-        write.give_outcomes()
-        with suppress(OSError):
-            run.unlock()
-        if write.error is None and run.is_held:
-            self._files.keep(run)
-        else:
-            run.close()
+            write.run.close()

@@ -108,8 +108,8 @@ def _layout(prefix: str) -> tuple[str, ...]:
             lease_until REAL NOT NULL, ttl REAL, attempts INTEGER NOT NULL,
             recoveries INTEGER NOT NULL, inbox INTEGER NOT NULL, first INTEGER NOT NULL,
             wake_at REAL, expires_at REAL, error TEXT NOT NULL)""",
-        # Rows in the order of their arrival, whatever run they are of: a commit that many runs share
-        # then touches a few pages, where a table ordered by run would touch one for each.
+        # Rows in the order of their arrival, whatever run they are of: a commit that many runs
+        # share then touches a few pages, where a table ordered by run would touch one for each.
         f"""CREATE TABLE IF NOT EXISTS {prefix}_log (
             run INTEGER NOT NULL,
             sequence INTEGER NOT NULL,

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from durable._errors import StoreError
 from durable._keys import check_key, check_text, check_ttl, key_matcher
+from durable._leases import removes
 from durable.store import (
     Append,
     Claim,
@@ -62,7 +63,7 @@ class _Engine:
         self.runs = Runs(self.disk, self.files)
         self.values = Values(self.disk)
         self.scan = Scan(self.disk, self.runs, self.values)
-        together = Together(self.runs, self.files, _THREADS)
+        together = Together(self.disk, self.runs, self.files, _THREADS)
         self.pool = Pool(_THREADS, together, most_open // 2)
 
     async def close(self) -> None:
@@ -314,8 +315,8 @@ def _claim(engine: _Engine, claim: Claim) -> Claimed | None:
 
 
 def _is_plain(member: Append) -> bool:
-    """Return whether all that ``member`` does is add lines."""
-    return member.head is None and not member.epoch
+    """Return whether all that ``member`` does is to write at the end of its run's file."""
+    return not member.epoch and not removes(member)
 
 
 def _only_outcome(run_id: str, result: object, error: BaseException | None) -> int | Refusal:
