@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from durable._errors import StateFormatError
-from durable._records import Begin, Record, RunRecords
+from durable._records import Record, RunRecords
 
 #: The newest format this version reads, and the one it writes.
 FORMAT = 1
@@ -48,13 +48,13 @@ def fold_lines(run_id: str, lines: Sequence[str], into: RunRecords | None = None
     start = records.sequence + 1
     bodies = [line[8:].encode(errors="surrogatepass") for line in lines]
     _check_sums(run_id, lines, bodies, start)
+    if start == 1 and bodies:
+        _check_begin(run_id, bodies[0])
     try:
         records.apply(map(_decode, bodies))
     except msgspec.DecodeError:
         where = f"record {records.sequence + 1} of run {run_id!r}"
         raise StateFormatError(where, "it isn't a record that this version knows") from None
-    if into is None and lines:
-        _check_begin(run_id, records.begin)
     return records
 
 
@@ -76,11 +76,26 @@ def _check_sums(run_id: str, lines: Sequence[str], bodies: list[bytes], start: i
     )
 
 
-def _check_begin(run_id: str, begin: Begin | None) -> None:
-    if begin is None:
-        raise StateFormatError(f"record 1 of run {run_id!r}", "the log doesn't begin with a Begin")
-    if begin.format > FORMAT:
+class _Opening(msgspec.Struct):
+    """What a log's first record says of the log, whatever its format."""
+
+    t: str = ""
+    f: int = FORMAT
+
+
+_decode_opening = msgspec.json.Decoder(_Opening).decode
+
+
+def _check_begin(run_id: str, body: bytes) -> None:
+    where = f"record 1 of run {run_id!r}"
+    try:
+        opening = _decode_opening(body)
+    except msgspec.DecodeError:
+        raise StateFormatError(where, "it isn't a record that this version knows") from None
+    if opening.t != "b":
+        raise StateFormatError(where, "the log doesn't begin with a Begin")
+    if opening.f > FORMAT:
         raise StateFormatError(
-            f"record 1 of run {run_id!r}",
-            f"it has format {begin.format}, this version reads up to {FORMAT}: update the library",
+            where,
+            f"it has format {opening.f}, this version reads up to {FORMAT}: update the library",
         )

@@ -19,7 +19,8 @@ from durable._leases import (
 )
 from durable.store import Append, Claim, Claimed, Deposit, Refusal, RunLog
 from durable_adapters._file_disk import Disk, gate
-from durable_adapters._file_run import RunFile, RunFiles
+from durable_adapters._file_kept import RunFiles
+from durable_adapters._file_run import RunFile
 
 
 class Runs:

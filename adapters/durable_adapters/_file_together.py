@@ -15,8 +15,9 @@ from functools import partial
 from durable._errors import DurableError, StoreError
 from durable.store import Append, Refusal
 from durable_adapters._file_disk import Disk, gate, sync
+from durable_adapters._file_kept import RunFiles
 from durable_adapters._file_pool import Job, Lanes, settle_all
-from durable_adapters._file_run import RunFile, RunFiles
+from durable_adapters._file_run import RunFile
 from durable_adapters._file_runs import Runs, copy_error
 
 

@@ -34,8 +34,8 @@ from durable.store import (
 )
 from durable_adapters._common import check_options, check_prefix
 from durable_adapters._file_disk import Disk, check_locks, files_at_once, gate
+from durable_adapters._file_kept import RunFiles
 from durable_adapters._file_pool import Pool
-from durable_adapters._file_run import RunFiles
 from durable_adapters._file_runs import Runs
 from durable_adapters._file_scan import Scan
 from durable_adapters._file_together import Together
