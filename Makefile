@@ -30,7 +30,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/pyright --verifytypes durable --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/adapters" \
+	  $(BIN)/pyright --verifytypes durable --ignoreexternal
 
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks

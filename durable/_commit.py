@@ -54,9 +54,9 @@ class Pending:
         future: asyncio.Future[int],
         settle: Callable[[int | DurableError], None],
     ) -> None:
-        self.append = append
-        self.future = future
-        self.settle = settle
+        self.append: Append = append
+        self.future: asyncio.Future[int] = future
+        self.settle: Callable[[int | DurableError], None] = settle
 
     def resolve(self, outcome: int | DurableError) -> None:
         """Hand the outcome over."""

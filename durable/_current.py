@@ -27,9 +27,9 @@ class CurrentRun:
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
         run = frame.call.run
-        self.id = run.id
-        self.attempt = run.attempt
-        self.fence = run.fence
+        self.id: str = run.id
+        self.attempt: int = run.attempt
+        self.fence: int = run.fence
 
     def __repr__(self) -> str:
         return f"CurrentRun(id={self.id!r}, attempt={self.attempt})"

@@ -211,7 +211,7 @@ class StepDriftError(DurableError):
         super().__init__(run_id, step, tuple(changed), stored, requested)
         self.run_id = run_id
         self.step = step
-        self.changed = tuple(changed)
+        self.changed: tuple[str, ...] = tuple(changed)
         self.stored = stored
         self.requested = requested
 

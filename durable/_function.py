@@ -90,8 +90,16 @@ class DurableFunction(Nestable, Generic[P, R]):
 
         Raises ``TypeError`` if the arguments have no fingerprint; otherwise as ``run``.
         """
-        run_id = f"{self.name}:{self._definition.fingerprint(args, kwargs)}"
         frame = current_frame.get()
+        try:
+            run_id = f"{self.name}:{self._definition.fingerprint(args, kwargs)}"
+        except TypeError as error:
+            if frame is None:
+                raise
+            raise TypeError(
+                f"{self.name} can't make a step key of its arguments: call "
+                f"step(key, {self.name}, …) ({error})"
+            ) from None
         if frame is not None:
             plan = frame.call.run.plans.get(self)
             fingerprint = run_id.rpartition(":")[2]

@@ -40,11 +40,11 @@ class FunctionPlan:
     def __init__(
         self, name: str, codec: TypeCodec, is_async: bool, is_nested: bool = False
     ) -> None:
-        self.name = name
-        self.codec = codec
-        self.is_async = is_async
-        self.is_nested = is_nested
-        self.is_plain = is_async and not is_nested
+        self.name: str = name
+        self.codec: TypeCodec = codec
+        self.is_async: bool = is_async
+        self.is_nested: bool = is_nested
+        self.is_plain: bool = is_async and not is_nested
 
 
 class Plans:

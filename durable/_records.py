@@ -241,7 +241,7 @@ class Scope:
     __slots__ = ("attempts", "children", "path", "steps", "variables")
 
     def __init__(self, path: tuple[str, ...] = ()) -> None:
-        self.path = path
+        self.path: tuple[str, ...] = path
         self.steps: dict[str, StepRecord] = {}
         self.attempts: dict[str, AttemptRecord] = {}
         self.variables: dict[str, msgspec.Raw] = {}
@@ -267,8 +267,8 @@ class RunRecords:
         self.begin: Begin | None = None
         self.ended: Ended | None = None
         self.passes: dict[int, Pass] = {}
-        self.root = Scope()
-        self.sequence = 0
+        self.root: Scope = Scope()
+        self.sequence: int = 0
 
     def apply(self, records: Iterable[Record]) -> None:
         """Take further records into account."""

@@ -28,6 +28,7 @@ from durable._events import (
     wants_steps,
 )
 from durable._options import Options
+from durable._plan import Plans
 from durable._records import Begin, Record, RunRecords, Scope, Status, StepRecord
 from durable._session import Session
 from durable._writer import LogWriter
@@ -55,7 +56,7 @@ class Flight:
     )
 
     def __init__(self, call: Call, key: str, function: str, fingerprint: str) -> None:
-        self.call = call
+        self.call: Call = call
         self.key = key
         self.function = function
         self.fingerprint = fingerprint
@@ -112,18 +113,18 @@ class Call:
     )
 
     def __init__(self, run: Run, scope: Scope, options: Options) -> None:
-        self.run = run
-        self.scope = scope
-        self.options = options
+        self.run: Run = run
+        self.scope: Scope = scope
+        self.options: Options = options
         self.asked: dict[str, tuple[str, str] | None] = {}
         self.flights: dict[str, Flight] = {}
         self.children: list[Call] = []
         self.missed: list[str] = []
         self.threads: dict[str, asyncio.Future[Any]] = {}
         self.warned: set[str] = set()
-        self.closed = False
+        self.closed: bool = False
         # Nobody listens and nothing is encoded: a replay is a lookup and a decode.
-        self.quiet = not run.observed and run.options.codec is None
+        self.quiet: bool = not run.observed and run.options.codec is None
 
     def all_flights(self) -> list[Flight]:
         """Return the steps being executed here and in child calls."""
@@ -177,9 +178,9 @@ class Frame:
     __slots__ = ("call", "outer", "step")
 
     def __init__(self, call: Call, step: str | None = None, outer: Frame | None = None) -> None:
-        self.call = call
-        self.step = step
-        self.outer = outer
+        self.call: Call = call
+        self.step: str | None = step
+        self.outer: Frame | None = outer
 
     def check_open(self, name: str) -> None:
         """Raise if nothing may start here: the call has ended, or the run can't be written."""
@@ -235,15 +236,15 @@ class Run:
         self.id = run_id
         self.options = options
         self.session = session
-        self.observed = wants_steps(options.on_event)
+        self.observed: bool = wants_steps(options.on_event)
         self.adopt(records)
         self.writer = writer
         self.owner = owner
         self.fence = fence
         self.attempt = attempt
-        self.plans = session.here().plans
-        self.loop = asyncio.get_running_loop()
-        self.monotonic = clock().monotonic
+        self.plans: Plans = session.here().plans
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.monotonic: Callable[[], float] = clock().monotonic
         self._time = clock().time
         self._offset = now - self._time()
         self._lost = False
@@ -256,8 +257,8 @@ class Run:
             raise StateFormatError(f"run {self.id!r}", "its log doesn't begin with a Begin")
         self.begin: Begin = records.begin
         self.records = records
-        self.root = Call(self, records.root, self.options)
-        self.replaying = bool(records.root.steps or records.root.children)
+        self.root: Call = Call(self, records.root, self.options)
+        self.replaying: bool = bool(records.root.steps or records.root.children)
 
     def time(self) -> float:
         """Return the store's time."""

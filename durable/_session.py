@@ -12,15 +12,15 @@ from pathlib import Path
 from durable._commit import GroupCommit
 from durable._kv_journal import KeyValueJournal
 from durable._plan import Plans
-from durable.store import Journal, KeyValueStore, open_store, store_url_from_env
+from durable.store import Guarantees, Journal, KeyValueStore, open_store, store_url_from_env
 
 
 class LoopState:
     """What belongs to one event loop: its group commit, and what is known of step functions."""
 
     def __init__(self, journal: Journal) -> None:
-        self.commits = GroupCommit(journal)
-        self.plans = Plans()
+        self.commits: GroupCommit = GroupCommit(journal)
+        self.plans: Plans = Plans()
         self._saves: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     def save_lock(self, key: str) -> asyncio.Lock:
@@ -42,7 +42,7 @@ class Session:
     def __init__(self, store: KeyValueStore) -> None:
         self.store = store
         self.journal: Journal = store if isinstance(store, Journal) else KeyValueJournal(store)
-        self.guarantees = self.journal.guarantees
+        self.guarantees: Guarantees = self.journal.guarantees
         self.calls: dict[tuple[int, str], Future[Exception | bytes | None]] = {}
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (
             weakref.WeakKeyDictionary()

@@ -263,4 +263,4 @@ def _refuse_decoration(key: object) -> NoReturn:
 
 
 #: A keyed piece of work, or the decorator that makes one. See ``Step.__call__``.
-step = Step()
+step: Step = Step()

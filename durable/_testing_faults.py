@@ -32,7 +32,7 @@ class Gate(asyncio.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self.reached = asyncio.Event()
+        self.reached: asyncio.Event = asyncio.Event()
 
 
 class _Fault:
@@ -92,8 +92,8 @@ class FlakyStore:
     def __init__(self, store: KeyValueStore | Journal) -> None:
         self.wrapped: Any = store
         self.calls: Counter[str] = Counter()
-        self.written = 0
-        self.read_back = 0
+        self.written: int = 0
+        self.read_back: int = 0
         self._faults: list[_Fault] = []
 
     def __repr__(self) -> str:

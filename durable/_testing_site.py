@@ -72,7 +72,7 @@ class Check(Generic[S]):
 
     def __init__(self, function: Callable[[Site[S]], Awaitable[None]]) -> None:
         self.name: str = getattr(function, "__name__", "check")
-        self.promise = (function.__doc__ or self.name).strip()
+        self.promise: str = (function.__doc__ or self.name).strip()
         self._function = function
 
     def __str__(self) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from durable._commit import GroupCommit, Pending, persistently
+from durable._commit import GroupCommit, Pending
 from durable._errors import DurableError, StoreError
 from durable._format import format_line, line_seed
 from durable._options import Durability
@@ -49,7 +50,7 @@ class LogWriter:
         opening: Pass,
     ) -> None:
         self.failed: DurableError | None = None
-        self.inbox = 0
+        self.inbox: int = 0
         self._journal = journal
         self._commits = commits
         self._run_id = run_id
@@ -168,23 +169,16 @@ class LogWriter:
             await self._submit(append, settled)
 
     async def _send_inline(self, append: Append, settled: Settled) -> None:
-        outcome: int | Refusal
-        try:
+        outcome: int | Refusal | None = None
+        with suppress(Exception):
             (outcome,) = await self._journal.append((append,))
-        except StoreError as error:
-            outcome = error
-        if isinstance(outcome, StoreError):
-            outcome = await self._append_again(append)
+        if outcome is None or isinstance(outcome, StoreError):
+            # Tried again apart from the caller, who may be cancelled meanwhile.
+            await self._submit(append, settled)
+            return
         self._note(outcome, settled)
         if not isinstance(outcome, int):
             raise outcome
-
-    async def _append_again(self, append: Append) -> int | Refusal:
-        try:
-            (outcome,) = await persistently(self._journal.append, (append,))
-        except DurableError as error:
-            return error
-        return outcome
 
     def _submit(self, append: Append, settled: Settled) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -3,11 +3,14 @@
 import asyncio
 import copy
 import pickle
+from collections.abc import Sequence
 
 import pytest
 from flows import Effects, Gates, abandoned, flaky_memory, under_clock
 
-from durable import Runs, StoreError, current_run, durable, step
+from durable import MemoryStore, Runs, StoreError, current_run, durable, step
+from durable.store import Append, Refusal
+from durable.testing import ManualClock
 
 DURABILITIES = ["sync", "async", "exit"]
 
@@ -368,3 +371,59 @@ def test_concurrent_runs_share_commits():
         await asyncio.gather(*(work.run(f"run {number}") for number in range(50)))
 
     assert cost(store, main())["append"] < 50
+
+
+class BreakingStore(MemoryStore):
+    """A memory store whose appends raise ``error`` while there is one."""
+
+    error: Exception | None = None
+
+    async def append(self, batch: Sequence[Append]) -> Sequence[int | Refusal]:
+        if self.error is not None:
+            raise self.error
+        return await super().append(batch)
+
+
+def test_a_store_that_raises_anything_ends_the_run_in_a_store_error() -> None:
+    """What a store raises at an append, whatever it is, becomes ``StoreError`` with its cause."""
+    store, broken = BreakingStore(), OSError("no space")
+
+    async def breaks() -> None:
+        store.error = broken
+
+    @durable(store=store)
+    async def job() -> None:
+        await step("a", breaks)
+
+    async def main() -> None:
+        with ManualClock(autojump=True), pytest.raises(StoreError) as caught:
+            await job.run("r")
+        assert caught.value.__cause__ is broken
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_run_cancelled_while_its_append_is_tried_again_comes_to_an_end() -> None:
+    """Cancelled during the wait before the next try, the run ends when the try is settled."""
+    store = BreakingStore()
+
+    async def breaks() -> None:
+        store.error = StoreError("append", "r", "out of order")
+
+    @durable(store=store)
+    async def job() -> None:
+        await step("a", breaks)
+
+    async def main() -> None:
+        with ManualClock() as manual:
+            run = asyncio.ensure_future(job.run("r"))
+            while not manual.sleeping:
+                await asyncio.sleep(0)
+            run.cancel()
+            store.error = None
+            await manual.advance(10)
+            with pytest.raises(asyncio.CancelledError):
+                await run
+        assert "a" in (await Runs(store).state("r")).steps
+
+    asyncio.run(asyncio.wait_for(main(), 20))

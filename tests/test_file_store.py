@@ -349,6 +349,28 @@ def test_failure_concerns_one_run_of_those_together(tmp_path, monkeypatch, broke
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("broken", ["pwrite", "fdatasync", "flock", "stat"])
+def test_lone_append_that_fails_can_be_done_again(tmp_path, monkeypatch, broken):
+    """An append that goes out alone and fails is refused, and the store goes on."""
+
+    async def main():
+        async with FileStore(tmp_path) as store:
+            fence = (await store.claim(a_claim())).log.head.fence
+            member = an_append(fence, 2, "x")
+
+            def failing(*args):
+                raise OSError(errno.EIO, "Input/output error")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(fcntl if broken == "flock" else os, broken, failing)
+                [outcome] = await soon(store, [member])
+            assert isinstance(outcome, StoreError)
+            assert await soon(store, [member]) == [0]
+            assert (await store.read("r")).lines == ["begin", "x"]
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_lost_markers_refuse_only_who_needs_them(tmp_path, monkeypatch):
     """A folder of markers that can't be synced keeps heads from changing, not lines from going."""
 

@@ -232,7 +232,7 @@ class Pool:
     async def run_all(
         self, works: Sequence[tuple[str, Callable[[], T], Sequence[Append]]]
     ) -> list[T]:
-        """Return what each of the lanes' works returns; raise the last error.
+        """Return what each of the lanes' works returns; raise the first error.
 
         The appends that stand behind a work are what it does, if nothing else.
         """

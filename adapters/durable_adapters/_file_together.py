@@ -165,7 +165,7 @@ class Together:
 
     def _sync(self, lanes: Lanes, writes: list[_Write]) -> None:
         if len(writes) == 1:
-            writes[0].sync()
+            writes[0].attempt(writes[0].sync)
         elif writes:
             syncs = _Syncs(writes)
             for _ in range(min(self._helpers, len(writes) - 1)):
