@@ -10,6 +10,8 @@ where it stopped. From the outside in:
 - ``durable.store`` says what a store is, ``durable.testing`` checks one.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from durable._clock import Clock
 from durable._current import CurrentRun, current_run
 from durable._decorated import DecoratedStep
@@ -65,7 +67,6 @@ from durable._events import (
     VariableSet,
 )
 from durable._function import DurableFunction, durable
-from durable._kv_journal import KeyValueJournal
 from durable._memory import MemoryStore
 from durable._options import Codec
 from durable._persistence import StatePersistence
@@ -76,6 +77,9 @@ from durable._state import ResumeState, is_step_complete, parse_state, stringify
 from durable._step import step
 from durable._worker import RecoveryReport, recover
 from durable.store import Journal, KeyValueStore, open_store, store_from_env
+
+if TYPE_CHECKING:
+    from durable._kv_journal import KeyValueJournal
 
 __version__ = "0.1.0"
 
@@ -154,3 +158,12 @@ __all__ = [
     "store_from_env",
     "stringify_state",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: most programs use a store with a journal of its own.
+    if name == "KeyValueJournal":
+        from durable import _kv_journal
+
+        return _kv_journal.KeyValueJournal
+    raise AttributeError(f"module 'durable' has no attribute {name!r}")

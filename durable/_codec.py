@@ -232,7 +232,7 @@ class ArgumentsCodec:
             StateFormatError: they aren't JSON, or no longer fit the signature.
         """
         try:
-            stored = _decode_arguments(data)
+            stored = msgspec.json.decode(data, type=_StoredArguments)
         except Exception as exc:
             reason, path = explain(exc)
             raise StateFormatError(
@@ -275,9 +275,6 @@ class ArgumentsCodec:
             return
         for name, each in named.items():
             self._named.setdefault(name, _parameter_codec(each))
-
-
-_decode_arguments: Final = msgspec.json.Decoder(_StoredArguments).decode
 
 
 def _parameter_codec(hint: Hint) -> TypeCodec:

@@ -220,8 +220,9 @@ _CUT: Final = (
     "Timestamp is out of range",
 )
 
-_AT: Final = re.compile(r" - at (?:`key` in )?`(\$[^`]*)`$")
-_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
+# Compiled at their first use, which most programs never come to.
+_AT: Final = r" - at (?:`key` in )?`(\$[^`]*)`$"
+_STEP: Final = r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]"
 _MOST_TRIES: Final = 1000
 
 
@@ -236,7 +237,7 @@ def explain(exc: Exception) -> tuple[str, str]:
         return f"decoding it raised {type(exc).__name__}", "$"
     if not isinstance(exc, msgspec.ValidationError):
         return text, "$"
-    match = _AT.search(text)
+    match = re.search(_AT, text)
     path, text = (match[1], text[: match.start()]) if match else ("$", text)
     if exc.__cause__ is not None:
         return f"its class's own checks raised {_name_checks(exc.__cause__)}", path
@@ -278,7 +279,7 @@ def find_misfit(
         return Flaw(path, value, f"no decoder can be made of its annotation: {reason}; {advice}")
     root = node = msgspec.json.decode(data)
     found: Any = value
-    for match in _STEP.finditer(at):
+    for match in re.finditer(_STEP, at):
         try:
             if match[1]:
                 step, found, node = match[0], _field(found, match[1]), node[match[1]]

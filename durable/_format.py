@@ -7,6 +7,7 @@ taken from another run is told apart from one that belongs.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 
@@ -19,7 +20,12 @@ from durable._records import Record, RunRecords
 FORMAT = 1
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Record).decode
+
+
+@functools.cache
+def _decoder() -> msgspec.json.Decoder[Record]:
+    # Made at its first use: it is a tenth of what importing the library costs.
+    return msgspec.json.Decoder(Record)
 
 
 def line_seed(run_id: str) -> int:
@@ -51,7 +57,7 @@ def fold_lines(run_id: str, lines: Sequence[str], into: RunRecords | None = None
     if start == 1 and bodies:
         _check_begin(run_id, bodies[0])
     try:
-        records.apply(map(_decode, bodies))
+        records.apply(map(_decoder().decode, bodies))
     except msgspec.DecodeError:
         where = f"record {records.sequence + 1} of run {run_id!r}"
         raise StateFormatError(where, "it isn't a record that this version knows") from None
@@ -83,13 +89,10 @@ class _Opening(msgspec.Struct):
     f: int = FORMAT
 
 
-_decode_opening = msgspec.json.Decoder(_Opening).decode
-
-
 def _check_begin(run_id: str, body: bytes) -> None:
     where = f"record 1 of run {run_id!r}"
     try:
-        opening = _decode_opening(body)
+        opening = msgspec.json.decode(body, type=_Opening)
     except msgspec.DecodeError:
         raise StateFormatError(where, "it isn't a record that this version knows") from None
     if opening.t != "b":

