@@ -63,13 +63,11 @@ class _Write:
 
     def conclude(self) -> None:
         """Unlock the file, and let each job know what came of its members."""
+        self.attempt(self.run.settle if self.error is None else self.run.undo)
         outcomes, at = self.outcomes, 0
-        if self.error is None:
-            self.run.settle()
-        else:
-            self.run.undo()
+        if self.error is not None:
             outcomes = [copy_error(self.error) for _ in self.members()]
-        with suppress(OSError):
+        with suppress(Exception):
             self.run.unlock()
         for job in self.jobs:
             job.result = outcomes[at : at + len(job.appends)]
@@ -134,7 +132,9 @@ class Together:
         """Do the appends of ``jobs``, each in its lane, which it leaves afterwards."""
         writes: list[_Write] = []
         for job in jobs:
-            run = self._files.take_ready(job.lane)
+            run: RunFile | None = None
+            with suppress(Exception):  # the lane's own job will meet the trouble, and tell of it
+                run = self._files.take_ready(job.lane)
             if run is None:
                 lanes.jobs.put(job)
                 continue

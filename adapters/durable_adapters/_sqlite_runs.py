@@ -299,7 +299,7 @@ class RunSession(Session):
 
 def _is_plain(member: Append) -> bool:
     """Return whether the append adds lines that any database takes, and does nothing else."""
-    if member.head is not None or member.epoch or not member.lines:
+    if member.head is not None or member.epoch or not member.lines or "\0" in member.owner:
         return False
     for line in member.lines:
         if len(line) > _LONG_LINE:

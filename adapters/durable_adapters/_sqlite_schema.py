@@ -65,6 +65,11 @@ class Statements:
             f"SELECT id, owner, fence, inbox, COALESCE({sequence}, first - 1) "
             f"FROM {runs} WHERE run_id = ?1 AND {LIVE.replace(':now', '?2')}"
         )
+        self.tails = (
+            "SELECT JSON_GROUP_ARRAY(JSON_ARRAY(run_id, id, owner, fence, inbox, "
+            f"COALESCE({sequence}, first - 1))) FROM {runs} WHERE run_id IN "
+            f"(SELECT value FROM JSON_EACH(?1)) AND {LIVE.replace(':now', '?2')}"
+        )
         self.list = (
             f"SELECT COALESCE({sequence}, first - 1), {columns} FROM ("
             f"SELECT * FROM {runs} WHERE {LIVE} {{where}} ORDER BY run_id LIMIT :limit"
@@ -82,6 +87,10 @@ class Statements:
 
         self.sequence = f"SELECT MAX(sequence) FROM {log} WHERE run = ?"
         self.add_line = f"INSERT INTO {log} (run, sequence, line) VALUES (?, ?, ?)"
+        self.add_lines = (
+            f"INSERT INTO {log} (run, sequence, line) SELECT JSON_EXTRACT(value, '$[0]'), "
+            "JSON_EXTRACT(value, '$[1]'), JSON_EXTRACT(value, '$[2]') FROM JSON_EACH(?)"
+        )
         self.drop_lines = f"DELETE FROM {log} WHERE run = ?"
         self.lines = (
             f"SELECT line FROM {log} WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?"

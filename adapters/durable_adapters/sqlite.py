@@ -239,6 +239,9 @@ class _Database:
             session = self._ready()
             session.begin(begin)
             performing = True
+            appends = [job.key for job in jobs if job.operation == "append"]
+            if len(appends) > 2:
+                session.know(appends)
             for job in jobs:
                 _perform(session, job)
             session.flush()
