@@ -116,15 +116,22 @@ async def _call(
     try:
         value = await definition.bound(*args, **kwargs)
     except asyncio.CancelledError:
-        await uninterrupted(call.settle(cancel=True))
+        await _settle(call, cancel=True)
         raise
     except BaseException:
-        await uninterrupted(call.settle(cancel=False))
+        await _settle(call, cancel=False)
         raise
     finally:
         current_frame.reset(token)
-    await uninterrupted(call.settle(cancel=True))
+    await _settle(call, cancel=True)
     return value
+
+
+async def _settle(call: Call, *, cancel: bool) -> None:
+    if call.all_flights():
+        await uninterrupted(call.settle(cancel=cancel))
+    else:
+        call.close()
 
 
 async def _report_unasked(run: Run) -> None:
