@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from durable._clock import owner_id
 from durable._commit import persistently
 from durable._definition import Definition
 from durable._errors import (
@@ -26,6 +25,7 @@ from durable._errors import (
 from durable._events import ArgumentsChanged, RunBegun, RunRestarted, RunTakenOver, is_wanted
 from durable._format import fold_lines, format_lines
 from durable._options import StateSource
+from durable._owners import owner_id, random_part
 from durable._records import ENDED, Ended, Pass, Record, RunRecords, Status, StoredError
 from durable._run import Run, warn
 from durable._session import Session
@@ -321,7 +321,7 @@ async def _change_version(definition: Definition, run: Run, arguments: Arguments
         reason = "restart"
         if arguments is not None:
             fresh = definition.begin(run.id, *arguments)
-        fresh = msgspec.structs.replace(fresh, incarnation=owner_id().partition("-")[2])
+        fresh = msgspec.structs.replace(fresh, incarnation=random_part(owner_id()))
     else:
         reason = "migrated"
         migrated = policy(state_of(run.records.root, definition.name, begin.version))

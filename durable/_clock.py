@@ -1,4 +1,4 @@
-"""The only door to time, sleep, randomness and fresh ids.
+"""The only door to time, sleep and randomness.
 
 Everything here goes through the ``Clock`` in a context variable, so that a test can put its own
 in place for one task without touching any other.
@@ -7,9 +7,7 @@ in place for one task without touching any other.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import secrets
 import time
 from contextvars import ContextVar
 from typing import Protocol
@@ -64,8 +62,3 @@ active: ContextVar[Clock] = ContextVar("durable_clock", default=_SYSTEM)
 def clock() -> Clock:
     """Return the clock in force."""
     return active.get()
-
-
-def owner_id() -> str:
-    """Return a new id for one pass of one run: where it runs, and 64 random bits."""
-    return f"{os.getpid()}-{secrets.token_hex(8)}"

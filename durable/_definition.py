@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from durable._clock import clock, owner_id
+from durable._clock import clock
 from durable._codec import ArgumentsCodec, TypeCodec, return_codec
 from durable._errors import NotSerializableError, StateFormatError
 from durable._fingerprint import run_fingerprint
 from durable._options import Options
+from durable._owners import owner_id, random_part
 from durable._records import NOTHING, Begin
 from durable._run import unpack
 from durable._session import Session, session_for
@@ -126,7 +127,7 @@ class Definition:
             keep=self.options.keep,
             codec=self.codec_name,
             reason=reason,
-            incarnation=owner_id().partition("-")[2],
+            incarnation=random_part(owner_id()),
         )
 
     def fingerprint_or_nothing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

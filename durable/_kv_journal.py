@@ -18,7 +18,7 @@ from functools import partial
 
 import msgspec
 
-from durable._clock import clock, owner_id
+from durable._clock import clock
 from durable._errors import LeaseLostError, RunBusyError, StateFormatError, StoreError
 from durable._kv_gate import Gate, Turns, gathered
 from durable._kv_run import KvRun, log
@@ -36,6 +36,7 @@ from durable._leases import (
     removes,
     takes_deposits,
 )
+from durable._owners import owner_id, random_part
 from durable.store import (
     Append,
     Claim,
@@ -119,7 +120,7 @@ class KeyValueJournal:
     ) -> KvRun:
         """Write what a granted claim comes to."""
         if run is None:
-            head = StoredHead(row, owner_id().rpartition("-")[2], self._token, 0, 0)
+            head = StoredHead(row, random_part(owner_id()), self._token, 0, 0)
             run = KvRun(self._gate, self._keys, head, None)
         elif run.leftovers:
             # Late lines of earlier owners are told by the fence of this claim; remove them first.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from durable._errors import LeaseLostError
+from durable._owners import is_dead
 from durable._records import ENDED, Status
 from durable.store import Append, Claim, Head, HeadChange, ListQuery
 
@@ -51,6 +52,7 @@ class HeadRow(msgspec.Struct):
             updated_at=self.updated_at,
             held=max(0.0, self.lease_until - now),
             inbox=self.inbox,
+            owner=self.owner,
             sequence=sequence,
             wake_at=self.wake_at,
             expires_at=self.expires_at,
@@ -93,7 +95,8 @@ def decide_claim(row: HeadRow | None, claim: Claim, now: float, sequence: int) -
         return _create(claim, now)
     if row.owner == claim.owner:
         return Decision(row, granted=True, before=row.status)
-    if claim.unheld or row.name != claim.name or row.lease_until > now:
+    held = row.lease_until > now and not is_dead(row.owner)
+    if claim.unheld or row.name != claim.name or held:
         return Decision(row, before=row.status)
     if row.status in claim.restart and claim.begin:
         return _take(row, claim, now, restart_at=sequence + 1)

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from durable._begin import read_records
-from durable._clock import owner_id
 from durable._commit import persistently
 from durable._errors import DurableError, RunBusyError, RunCancelledError, RunNotFoundError
 from durable._format import format_line, line_seed
 from durable._options import check_id, seconds
+from durable._owners import owner_id
 from durable._records import ENDED, Forgotten, RunRecords, Scope, Status
 from durable._session import session_for
 from durable._state import ResumeState, state_of

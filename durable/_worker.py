@@ -12,6 +12,7 @@ from durable._errors import Paused, RunBusyError, RunCancelledError, RunNotFound
 from durable._events import logger
 from durable._execute import ParkedError
 from durable._function import DurableFunction
+from durable._owners import is_dead
 from durable._runs import check_limit
 from durable._session import Session, session_for
 from durable.store import KeyValueStore, ListQuery
@@ -91,16 +92,15 @@ async def _abandoned(session: Session, name: str, limit: int | None) -> list[str
         query = ListQuery(
             status=frozenset({"pending", "running"}),
             names=frozenset({name}),
-            claimable=True,
             after=after,
-            limit=100 if limit is None else min(100, limit - len(found)),
+            limit=100,
         )
         heads = await persistently(session.journal.list_runs, query)
-        found += [head.run_id for head in heads]
+        found += [head.run_id for head in heads if not head.held or is_dead(head.owner)]
         if len(heads) < query.limit:
             break
         after = heads[-1].run_id
-    return found
+    return found[:limit]
 
 
 async def _recover_one(

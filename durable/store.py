@@ -123,6 +123,7 @@ class Head(msgspec.Struct, frozen=True):
     the lease still runs, 0 when nobody holds it. ``inbox`` counts the inbox's entries ever made.
     ``sequence`` is the number of lines the log has ever had. ``wake_at`` is when a sleeping run
     is due. ``expires_at`` is when the run is removed unless something happens, None for never.
+    ``owner`` is who claimed it last.
     """
 
     run_id: str
@@ -140,6 +141,7 @@ class Head(msgspec.Struct, frozen=True):
     wake_at: float | None = None
     expires_at: float | None = None
     error: str = ""
+    owner: str = ""
 
 
 class HeadChange(msgspec.Struct, frozen=True):
@@ -181,7 +183,8 @@ class Claim(msgspec.Struct, frozen=True):
     """A request to own a run.
 
     The claim is granted if nobody holds the run's lease, its name is ``name``, and its status is
-    in ``statuses`` or in ``restart``. Granted, the fence grows by one, the status becomes
+    in ``statuses`` or in ``restart``. (A store may see that the holder's process is gone, and
+    then needn't wait for its lease to lapse.) Granted, the fence grows by one, the status becomes
     ``running`` and the lease runs for ``lease`` seconds. A run that isn't recorded (or has
     expired) is created with ``begin`` as its log, unless ``begin`` is empty; one whose status is
     in ``restart`` gets ``begin`` as a new epoch, its attempts and recoveries count from 0 again.

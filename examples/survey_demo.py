@@ -160,10 +160,13 @@ def _tell(processes: list[Process], log: Path, total: int) -> int:
     for number, process in enumerate(processes[1:], 2):
         if process.first_file is not None:
             print(
-                f"\n  Start {number}: {process.first_file:.1f} s until the first new file was "
-                f"done, {process.waited:.1f} s of it waiting\n  for the dead process's lease "
-                "to lapse."
+                f"\n  Start {number}: {process.first_file:.1f} s until the first new file was done."
             )
+            if process.waited:
+                print(
+                    f"  Of these, {process.waited:.1f} s went by until the dead process's lease "
+                    "had lapsed."
+                )
     if again or len(measured) != total:
         print("\n  This is not what was promised.")
         return 1

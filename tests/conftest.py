@@ -25,6 +25,7 @@ SLOW = {
     "test_sqlite_opening",
     "test_sqlite_store",
     "test_sqlite_trouble",
+    "test_owners",
     "test_unwritable",
 }
 

@@ -13,6 +13,7 @@ PACKAGE = Path(durable.__file__).parent
 ORDER = [
     "_errors",
     "_clock",
+    "_owners",
     "_keys",
     "_records",
     "_models",
