@@ -11,7 +11,6 @@ import hashlib
 import os
 import secrets
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -38,7 +37,8 @@ def is_dead(owner: str) -> bool:
     began = rest.partition("-")[0]
     if not place or place != _place() or not number.isdecimal() or not began.isdecimal():
         return False
-    return _began(int(number)) != began
+    found = _began(int(number))
+    return found != began if found is not None else not _exists(int(number))
 
 
 @functools.cache
@@ -58,15 +58,26 @@ def _place() -> str:
     return hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()
 
 
-def _began(number: int) -> str:
-    """Return when the process ``number`` began, in the kernel's ticks; '' if there is none.
+def _began(number: int) -> str | None:
+    """Return when the process ``number`` began, in the kernel's ticks; None if that isn't shown.
 
     Numbers are used again, the two together are not. A process that has ended and that its
-    parent hasn't asked about yet is gone as well.
+    parent hasn't asked about yet (``''``) is gone as well.
     """
-    with suppress(OSError):
+    try:
         # The name in brackets may hold anything; what follows it is fixed (proc(5)).
         fields = (_PROC / str(number) / "stat").read_text().rpartition(")")[2].split()
-        if fields[0] not in "ZX":
-            return fields[19]
-    return ""
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _exists(number: int) -> bool:
+    """Return whether there is such a process; ``/proc`` may hide those of other users."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

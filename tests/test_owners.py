@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import durable._owners as owners
 from durable._owners import is_dead, owner_id
 
 PROGRAM = """
@@ -77,6 +78,18 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     began, _, bits = rest.partition("-")
 
     assert is_dead(f"{place}.{number}.{int(began) - 1}-{bits}")
+
+
+@on_linux
+def test_a_process_that_proc_hides_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ``/proc`` doesn't show another user's process, asking the kernel decides."""
+    name, child = name_in_child(wait=False)
+    monkeypatch.setattr(owners, "_began", lambda number: None)
+    assert not is_dead(name)
+
+    child.kill()
+    child.communicate()
+    assert is_dead(name)
 
 
 @pytest.mark.parametrize("owner", ["", "first", "1-2", "a.b.c-d", "..-", "000000000000.1.1-ff"])
