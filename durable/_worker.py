@@ -61,7 +61,7 @@ async def recover(
     store: KeyValueStore | str | None = None,
     limit: int | None = None,
 ) -> RecoveryReport:
-    """Go on with every unfinished run of ``functions`` that nobody holds.
+    """Go on with every unfinished run of ``functions`` that nobody alive holds.
 
     Runs are resumed with the arguments stored when they began. ``store``: look there instead of
     in each function's own store. ``limit``: take at most so many runs. One run's failure, or

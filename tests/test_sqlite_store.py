@@ -341,3 +341,25 @@ def test_lists_do_not_scan_everything(database: Path) -> None:
 
     for plan in plans:
         assert any("SEARCH durable_" in line and "INDEX durable_" in line for line in plan)
+
+
+ODD = ['{"a": "\\n"}', "'", '"', "é\u2028\U0001f600", "\x01\x1f\x7f", "x" * 5000]
+
+
+@pytest.mark.parametrize("texts", [ODD, [*ODD, "nul\0inside"]], ids=["plain", "with NUL"])
+def test_lines_of_any_text_share_a_commit(texts: list[str], database: Path) -> None:
+    """Lines that are written with one statement come back as they were, whatever they hold."""
+
+    async def use(store: SQLiteStore) -> None:
+        runs = {f"run {text}": text for text in texts}
+        members = [Append(run, "me", await begin(store, run), 2, (runs[run],)) for run in runs]
+
+        outcomes = await asyncio.gather(*(store.append([member]) for member in members))
+
+        assert [list(outcome) for outcome in outcomes] == [[0]] * len(members)
+        for run, text in runs.items():
+            log = await store.read(run)
+            assert log is not None
+            assert list(log.lines) == ["begin", text]
+
+    in_store(database, use)
